@@ -1,0 +1,1 @@
+"""The SSA graph: types, ops, text form, checks and the two interpreters."""
