@@ -11,7 +11,8 @@ Q4_1    4     ``d * q + m``                      scale ``d``, bias ``m``
 Q8_0    8     ``d * q``, q from -128 to 127      q + 128, scale ``d``, bias ``-128 d``
 ======  ====  =================================  ==================================
 
-A float16 times a power of two is exact unless it overflows, which is checked.
+A float16 times a power of two is exact unless it overflows, which is checked. So every element has
+the same value, in float32 the same bits; only a zero may lose its sign.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ def _dense(dtype: str, element: str) -> Callable[[Tensor], Stored]:
 def _quantised(bits: int, header: int, read: Callable[[Bytes, Tensor], tuple[Bytes, Any, Any]]) -> Any:
     def convert(tensor: Tensor) -> Stored:
         if len(tensor.shape) != 2:
-            raise ModelError(f"{tensor.name} is quantised but is no matrix: its shape is {tensor.shape}; convert it again")
+            raise ModelError(
+                f"{tensor.name} is quantised but is no matrix: its shape is {tensor.shape}; convert it again"
+            )
         rows, columns = tensor.shape
         blocks = tensor.data.reshape(rows, columns // GROUP_SIZE, header + GROUP_SIZE * bits // 8)
         packed, scales, biases = read(blocks, tensor)
@@ -85,7 +88,8 @@ def _half(blocks: Bytes, at: int) -> NDArray[np.float16]:
 def _nibbles(codes: Bytes) -> Bytes:
     """From GGUF's order (byte j: elements j and j + 16) to MLX's (byte j: elements 2j and 2j + 1)."""
     values = np.concatenate([codes & 15, codes >> 4], axis=-1)
-    return values[..., 0::2] | values[..., 1::2] << 4
+    packed: Bytes = values[..., 0::2] | values[..., 1::2] << 4
+    return packed
 
 
 def _times(tensor: Tensor, scales: NDArray[np.float16], factor: float) -> NDArray[np.float16]:
@@ -107,7 +111,7 @@ def _q4_1(blocks: Bytes, _: Tensor) -> tuple[Bytes, Any, Any]:
 
 def _q8_0(blocks: Bytes, tensor: Tensor) -> tuple[Bytes, Any, Any]:
     scales = _half(blocks, 0)
-    return blocks[..., 2:] ^ 128, scales, _times(tensor, scales, -128)
+    return blocks[..., 2:] ^ np.uint8(128), scales, _times(tensor, scales, -128)
 
 
 _UNPACK: dict[str, Callable[[Tensor], Stored]] = {

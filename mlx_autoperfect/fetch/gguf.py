@@ -7,6 +7,7 @@ Nothing in the file is trusted: every length is checked against the bytes that a
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from dataclasses import dataclass
@@ -173,22 +174,33 @@ def read_gguf(path: Path) -> GgufFile:
         raise ModelError(f"{path} is damaged: general.alignment is {alignment!r}; download it again")
     start = -(-cursor.position // alignment) * alignment
     content = np.frombuffer(buffer, np.uint8)
-    tensors = {name: _view(path, content, start, name, *rest) for name, *rest in described}
+    tensors = {one.name: _view(path, content, start, one) for one in described}
     return GgufFile(path, metadata, tensors)
 
 
-def _describe(cursor: _Cursor) -> tuple[str, tuple[int, ...], TensorType, int]:
+@dataclass(frozen=True)
+class _Description:
+    """One entry of the list of tensors: where its data lies, in bytes after the header."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: TensorType
+    offset: int
+
+
+def _describe(cursor: _Cursor) -> _Description:
     name = cursor.text()
     rank = cursor.scalar("I")
     if not 1 <= rank <= _MAX_DIMENSIONS:
         raise ModelError(f"{cursor.path} is damaged: tensor {name} has {rank} dimensions; download it again")
     shape = tuple(cursor.scalar("Q") for _ in range(rank))[::-1]
     number = cursor.scalar("I")
-    return name, shape, TENSOR_TYPES.get(number, TensorType(f"number {number}")), cursor.scalar("Q")
+    kind = TENSOR_TYPES.get(number, TensorType(f"number {number}"))
+    return _Description(name, shape, kind, cursor.scalar("Q"))
 
 
-def _refuse_types(path: Path, described: list[tuple[str, tuple[int, ...], TensorType, int]]) -> None:
-    refused = [f"{name} ({kind.name})" for name, _, kind, _ in described if not kind.block]
+def _refuse_types(path: Path, described: list[_Description]) -> None:
+    refused = [f"{one.name} ({one.type.name})" for one in described if not one.type.block]
     if refused:
         others = f" and {len(refused) - 3} more tensors" if len(refused) > 3 else ""
         raise ModelError(
@@ -197,18 +209,15 @@ def _refuse_types(path: Path, described: list[tuple[str, tuple[int, ...], Tensor
         )
 
 
-def _view(
-    path: Path, content: NDArray[np.uint8], start: int, name: str, shape: tuple[int, ...], kind: TensorType, offset: int
-) -> Tensor:
-    row = shape[-1] // kind.block * kind.size
-    if shape[-1] % kind.block:
-        raise ModelError(f"{path} is damaged: rows of {name} are no whole {kind.name} blocks; download it again")
-    size = row
-    for length in shape[:-1]:
-        size *= length
-    begin = start + offset
-    if begin + size > content.size:
+def _view(path: Path, content: NDArray[np.uint8], start: int, one: _Description) -> Tensor:
+    *outer, columns = one.shape
+    if columns % one.type.block:
         raise ModelError(
-            f"{path} is cut short: {name} ends at byte {begin + size} of {content.size}; download it again"
+            f"{path} is damaged: rows of {one.name} are no whole {one.type.name} blocks; download it again"
         )
-    return Tensor(name, kind.name, shape, content[begin : begin + size].reshape(*shape[:-1], row))
+    row = columns // one.type.block * one.type.size
+    begin = start + one.offset
+    end = begin + math.prod(outer) * row
+    if end > content.size:
+        raise ModelError(f"{path} is cut short: {one.name} ends at byte {end} of {content.size}; download it again")
+    return Tensor(one.name, one.type.name, one.shape, content[begin:end].reshape(*outer, row))

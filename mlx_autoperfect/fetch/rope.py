@@ -16,9 +16,7 @@ _LOW, _HIGH, _OLD_CONTEXT = 1.0, 4.0, 8192
 _TOLERANCE = 1e-5
 
 
-def rope_scaling(
-    path: Path, params: Hyperparameters, factors: NDArray[np.float32] | None
-) -> dict[str, Any] | None:
+def rope_scaling(path: Path, params: Hyperparameters, factors: NDArray[np.float32] | None) -> dict[str, Any] | None:
     """The entry for mlx-lm, or ``None`` for plain RoPE.
 
     GGUF stores llama 3's scaling only as its result, one divisor per frequency. Its constants are

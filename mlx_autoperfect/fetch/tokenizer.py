@@ -122,13 +122,13 @@ def special_token(path: Path, metadata: Mapping[str, Any], role: str) -> int | N
     if number is None:
         return None
     if not isinstance(number, int) or not 0 <= number < len(metadata["tokenizer.ggml.tokens"]):
-        raise ModelError(f"{path} names the token {number!r} as {role}, which is not in its vocabulary; convert it again")
+        raise ModelError(
+            f"{path} names the token {number!r} as {role}, which is not in its vocabulary; convert it again"
+        )
     return number
 
 
-def _byte_level(
-    path: Path, metadata: Mapping[str, Any], tokens: list[str], _: list[int]
-) -> tuple[Tokenizer, bool]:
+def _byte_level(path: Path, metadata: Mapping[str, Any], tokens: list[str], _: list[int]) -> tuple[Tokenizer, bool]:
     name = metadata.get("tokenizer.ggml.pre")
     splitter = SPLITTERS.get(str(name))
     if splitter is None:

@@ -6,6 +6,7 @@ between float types are the identity: the oracle rounds nowhere.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,10 +44,9 @@ def bind_param(param: Param, lookup: Mapping[str, Array]) -> Array:
     return lookup[param.path].astype(np.float64)
 
 
-def _erf(x: Array) -> Array:
-    from math import erf
-
-    return np.vectorize(erf, otypes=[np.float64])(x)
+def erf(x: Array) -> Array:
+    """The error function, element by element."""
+    return np.vectorize(math.erf, otypes=[np.float64])(x)
 
 
 def _sigmoid(x: Array) -> Array:
@@ -57,7 +57,7 @@ def _sigmoid(x: Array) -> Array:
 def _gelu(x: Array, tanh: bool) -> Array:
     if tanh:
         return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-    return 0.5 * x * (1 + _erf(x / np.sqrt(2)))
+    return 0.5 * x * (1 + erf(x / np.sqrt(2)))
 
 
 def _softmax(x: Array) -> Array:
@@ -66,7 +66,7 @@ def _softmax(x: Array) -> Array:
 
 
 _UNARY: dict[str, Any] = {
-    "neg": np.negative, "exp": np.exp, "log": np.log, "tanh": np.tanh, "erf": _erf, "sqrt": np.sqrt,
+    "neg": np.negative, "exp": np.exp, "log": np.log, "tanh": np.tanh, "erf": erf, "sqrt": np.sqrt,
     "rsqrt": lambda x: 1 / np.sqrt(x), "sigmoid": _sigmoid, "square": np.square, "abs": np.abs, "sin": np.sin,
     "cos": np.cos, "log1p": np.log1p, "expm1": np.expm1, "reciprocal": np.reciprocal, "not": np.logical_not,
 }  # fmt: skip
