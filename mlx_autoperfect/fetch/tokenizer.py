@@ -86,28 +86,28 @@ def build_tokenizer(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:
     Raises:
         ModelError: the vocabulary is missing, inconsistent, or of an unsupported kind.
     """
-    kind = metadata.get("tokenizer.ggml.model")
+    kind = str(metadata.get("tokenizer.ggml.model"))
     if kind not in _BUILDERS:
         raise ModelError(f"{path} has a tokenizer of the kind {kind!r}; {', '.join(_BUILDERS)} can be converted")
     tokens = metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or len(set(tokens)) != len(tokens):
         raise ModelError(f"{path} has no list of distinct tokens in its metadata; download it again")
     kinds = metadata.get("tokenizer.ggml.token_type", [_Kind.NORMAL] * len(tokens))
-    if len(kinds) != len(tokens):
-        raise ModelError(f"{path} has {len(tokens)} tokens but {len(kinds)} token types; download it again")
+    if not isinstance(kinds, list) or len(kinds) != len(tokens):
+        raise ModelError(f"{path} does not have one token type for each of its {len(tokens)} tokens; download it again")
     try:
         tokenizer, begins = _BUILDERS[kind](path, metadata, tokens, kinds)
+        tokenizer.add_tokens(
+            [
+                AddedToken(token, special=kind == _Kind.CONTROL, normalized=False)
+                for token, kind in zip(tokens, kinds, strict=True)
+                if kind in (_Kind.CONTROL, _Kind.USER_DEFINED)
+            ]
+        )
     except ModelError:
         raise
     except Exception as error:
         raise ModelError(f"{path} has a damaged vocabulary: {error}; download it again") from None
-    tokenizer.add_tokens(
-        [
-            AddedToken(token, special=kind == _Kind.CONTROL, normalized=False)
-            for token, kind in zip(tokens, kinds, strict=True)
-            if kind in (_Kind.CONTROL, _Kind.USER_DEFINED)
-        ]
-    )
     _add_ends(tokenizer, path, metadata, tokens, begins)
     return tokenizer
 

@@ -66,6 +66,7 @@ def write_weights(
 
     Raises:
         ModelError: a tensor has no exact form in MLX.
+        OSError: a file cannot be written.
     """
     shards = list(_shards(plan.moves, shard_bytes))
     total = sum(move.tensor.data.size for move in plan.moves)
@@ -86,13 +87,21 @@ def write_weights(
             done += move.tensor.data.size
             if advance is not None:
                 advance(done, total)
-        mx.save_safetensors(str(folder / name), arrays, metadata={"format": "mlx"})
+        _save(folder / name, arrays)
         written += sum(array.nbytes for array in arrays.values())
         where |= dict.fromkeys(arrays, name)
     if len(shards) > 1:
         index = {"metadata": {"total_size": written}, "weight_map": where}
         write_json(folder / "model.safetensors.index.json", index)
     return Written(bits, dict(formats), written)
+
+
+def _save(path: Path, arrays: dict[str, mx.array]) -> None:
+    try:
+        mx.save_safetensors(str(path), arrays, metadata={"format": "mlx"})
+    except RuntimeError as error:
+        # MLX reports a full disk this way, without an errno.
+        raise OSError(str(error)) from None
 
 
 def _shards(moves: tuple[Move, ...], limit: int) -> Iterator[list[Move]]:

@@ -1,0 +1,51 @@
+"""What was patched, so that it can be undone: a per-instance subclass swap, written down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.nn as nn
+
+_MARK = "_autoperfect_original"
+
+
+def is_patched(module: nn.Module) -> bool:
+    """Whether ``module`` carries one of our subclasses."""
+    return _MARK in type(module).__dict__
+
+
+@dataclass
+class Ledger:
+    """The patches of one model, in the order in which they were made."""
+
+    entries: list[tuple[nn.Module, type]] = field(default_factory=list)
+
+    def patch(self, module: nn.Module, call: Callable[..., Any]) -> None:
+        """Gives ``module`` alone another ``__call__``.
+
+        The instance gets a subclass of its own class: ``isinstance``, attributes, parameters and
+        ``copy.deepcopy`` stay as they were. Patching twice is an error of ours.
+        """
+        assert not is_patched(module), f"{type(module).__name__} is patched already"
+        original = type(module)
+        swapped = type(original.__name__, (original,), {"__call__": call, _MARK: original, "__module__": original.__module__})
+        swapped.__qualname__ = original.__qualname__
+        self.entries.append((module, original))
+        module.__class__ = swapped
+
+    def restore(self) -> int:
+        """Undoes every patch, last first; returns how many there were."""
+        count = 0
+        while self.entries:
+            module, original = self.entries.pop()
+            module.__class__ = original
+            count += 1
+        return count
+
+
+def original_call(module: nn.Module) -> Callable[..., Any]:
+    """The ``__call__`` that the module has without us, bound to it."""
+    cls = type(module).__dict__.get(_MARK, type(module))
+    return cls.__call__.__get__(module)  # type: ignore[no-any-return]

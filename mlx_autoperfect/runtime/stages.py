@@ -1,0 +1,104 @@
+"""The stages of a prepared forward: kernel sequences, stock pieces, effects.
+
+A forward is a list of stages over a list of values. Stages are built once per module and regime; what
+runs per call is this file and nothing else, so it stays free of searches, checks and formatting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mlx_autoperfect.hookspecs import Sequencer
+
+Values = list[Any]
+Stage = Callable[[Values, list[int], Any], None]
+
+
+@dataclass(frozen=True, slots=True)
+class KernelStage:
+    """Runs a sequence of kernels as one node.
+
+    Attributes:
+        run: the prepared sequence.
+        values: which values it reads.
+        params: ``(module, key)`` of each parameter it reads; looked up at every call, so that replaced
+            weights are seen.
+        results: where its outputs go.
+    """
+
+    run: Sequencer
+    values: tuple[int, ...]
+    params: tuple[tuple[Any, str], ...]
+    results: tuple[int, ...]
+
+    def __call__(self, values: Values, symbols: list[int], _: Any) -> None:
+        arrays = [values[i] for i in self.values]
+        arrays += [module[key] for module, key in self.params]
+        for index, array in zip(self.results, self.run(arrays, symbols), strict=True):
+            values[index] = array
+
+
+@dataclass(frozen=True, slots=True)
+class StockStage:
+    """Runs a piece of the graph with MLX's own operations."""
+
+    run: Callable[[Sequence[Any], Sequence[Any]], Sequence[Any]]
+    values: tuple[int, ...]
+    params: tuple[tuple[Any, str], ...]
+    results: tuple[int, ...]
+
+    def __call__(self, values: Values, _: list[int], __: Any) -> None:
+        arrays = [values[i] for i in self.values]
+        params = [module[key] for module, key in self.params]
+        for index, array in zip(self.results, self.run(arrays, params), strict=True):
+            values[index] = array
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStage:
+    """Appends keys and values to the cache and fetches what it holds."""
+
+    values: tuple[int, int]
+    results: tuple[int, int]
+
+    def __call__(self, values: Values, _: list[int], cache: Any) -> None:
+        keys, fetched = cache.update_and_fetch(values[self.values[0]], values[self.values[1]])
+        values[self.results[0]] = keys
+        values[self.results[1]] = fetched
+
+
+@dataclass(frozen=True, slots=True)
+class BlockStage:
+    """Runs one transformer block; ``context`` is the list of caches."""
+
+    call: Callable[[Any, Any], Any]
+    index: int
+    value: int
+    result: int
+
+    def __call__(self, values: Values, _: list[int], caches: Any) -> None:
+        values[self.result] = self.call(values[self.value], caches[self.index])
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """A prepared forward of one module in one regime.
+
+    Attributes:
+        stages: in order.
+        size: how many values there are.
+        result: which value is returned.
+    """
+
+    stages: tuple[Stage, ...]
+    size: int
+    result: int
+
+    def __call__(self, x: Any, symbols: list[int], context: Any) -> Any:
+        values: Values = [None] * self.size
+        values[0] = x
+        for stage in self.stages:
+            stage(values, symbols, context)
+        return values[self.result]

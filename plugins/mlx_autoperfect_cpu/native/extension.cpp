@@ -1,0 +1,180 @@
+// The Python module: makes plans and calls them.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/variant.h>
+#include <nanobind/stl/vector.h>
+
+#include "mlx/utils.h"
+#include "sequence.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace autoperfect {
+namespace {
+
+using DimTuple = std::pair<int64_t, int32_t>;
+
+std::vector<Dim> to_dims(const std::vector<DimTuple>& pairs, int32_t& num_symbols) {
+  std::vector<Dim> dims;
+  for (const auto& [factor, symbol] : pairs) {
+    if (symbol < kAny) throw std::invalid_argument("a symbol index is 0 or more, -1 (none) or -2 (any size)");
+    dims.push_back({factor, symbol});
+    num_symbols = std::max(num_symbols, symbol + 1);
+  }
+  return dims;
+}
+
+// True: row-contiguous. False: the last axis has stride 1. None: any strides.
+Layout to_layout(nb::handle contiguous) {
+  if (contiguous.is_none()) return Layout::kAny;
+  return nb::cast<bool>(contiguous) ? Layout::kRowContiguous : Layout::kUnitLastStride;
+}
+
+// (dtype, rank, dims, contiguous[, name])
+Operand to_input(const nb::tuple& item, int32_t& num_symbols) {
+  if (nb::len(item) != 4 && nb::len(item) != 5)
+    throw std::invalid_argument("an input is (dtype, rank, dims, contiguous[, name])");
+  auto dims = to_dims(nb::cast<std::vector<DimTuple>>(item[2]), num_symbols);
+  auto name = nb::len(item) == 5 ? nb::cast<std::string>(item[4]) : std::string();
+  return {nb::cast<mx::Dtype>(item[0]), nb::cast<int32_t>(item[1]), std::move(dims), to_layout(item[3]),
+          std::move(name)};
+}
+
+// (dtype, dims)
+Operand to_result(const nb::tuple& item, int32_t& num_symbols) {
+  if (nb::len(item) != 2) throw std::invalid_argument("an output or temporary is (dtype, dims)");
+  auto dims = to_dims(nb::cast<std::vector<DimTuple>>(item[1]), num_symbols);
+  const auto rank = static_cast<int32_t>(dims.size());
+  return {nb::cast<mx::Dtype>(item[0]), rank, std::move(dims), Layout::kRowContiguous, ""};
+}
+
+// (function address, inputs, outputs, scratch bytes, [(symbol, bytes)][, most threads])
+Step to_step(const nb::tuple& item, int32_t& num_symbols) {
+  if (nb::len(item) != 5 && nb::len(item) != 6)
+    throw std::invalid_argument("a step is (address, inputs, outputs, scratch, scratch per symbol[, threads])");
+  auto per_symbol = nb::cast<std::vector<std::pair<int32_t, int64_t>>>(item[4]);
+  for (const auto& [symbol, bytes] : per_symbol) {
+    if (symbol < 0) throw std::invalid_argument("scratch per symbol: a symbol index is 0 or more");
+    num_symbols = std::max(num_symbols, symbol + 1);
+  }
+  return {reinterpret_cast<ap_kernel>(nb::cast<uintptr_t>(item[0])),
+          nb::cast<std::vector<int32_t>>(item[1]),
+          nb::cast<std::vector<int32_t>>(item[2]),
+          nb::cast<int64_t>(item[3]),
+          std::move(per_symbol),
+          nb::len(item) == 6 ? nb::cast<int32_t>(item[5]) : 0};
+}
+
+// The plan as Python holds it. `keep` are the objects that must live as long as it does.
+class PyPlan {
+ public:
+  PyPlan(const std::vector<nb::tuple>& steps, const std::vector<nb::tuple>& inputs,
+         const std::vector<nb::tuple>& outputs, const std::vector<nb::tuple>& temporaries, int32_t threads,
+         std::string name, nb::object keep)
+      : keep_(std::move(keep)) {
+    auto plan = std::make_shared<Plan>();
+    plan->name = std::move(name);
+    plan->threads = std::max(threads, 0);
+    plan->num_symbols = 0;
+    for (const auto& item : inputs) plan->inputs.push_back(to_input(item, plan->num_symbols));
+    for (const auto& item : outputs) plan->outputs.push_back(to_result(item, plan->num_symbols));
+    for (const auto& item : temporaries) plan->temporaries.push_back(to_result(item, plan->num_symbols));
+    for (const auto& item : steps) plan->steps.push_back(to_step(item, plan->num_symbols));
+    for (const Operand& output : plan->outputs) plan->output_dtypes.push_back(output.dtype);
+    plan->validate();
+    plan_ = std::move(plan);
+  }
+
+  nb::list call(nb::handle inputs, nb::handle symbols, nb::handle stream) const {
+    std::vector<mx::array> arrays = to_arrays(inputs);
+    std::vector<int64_t> values = to_symbols(symbols);
+    plan_->check(arrays, values);
+    auto shapes = plan_->output_shapes(values);
+    auto node = std::make_shared<Sequence>(to_stream(stream), plan_, std::move(values));
+    auto made = mx::array::make_arrays(std::move(shapes), plan_->output_dtypes, node, arrays);
+    nb::list result;
+    for (mx::array& array : made) result.append(nb::cast(std::move(array)));
+    return result;
+  }
+
+  const Plan& plan() const { return *plan_; }
+
+ private:
+  std::vector<mx::array> to_arrays(nb::handle inputs) const {
+    nb::object fast = nb::steal(PySequence_Fast(inputs.ptr(), "inputs must be a list or tuple of arrays"));
+    if (!fast.is_valid()) nb::raise_python_error();
+    const auto count = static_cast<size_t>(PySequence_Fast_GET_SIZE(fast.ptr()));
+    if (count != plan_->inputs.size())
+      detail::fail(*plan_, "expected " + std::to_string(plan_->inputs.size()) + " inputs, got " + std::to_string(count));
+    std::vector<mx::array> arrays;
+    arrays.reserve(count);
+    PyObject** items = PySequence_Fast_ITEMS(fast.ptr());
+    for (size_t i = 0; i < count; ++i) {
+      mx::array* array = nullptr;
+      if (!nb::try_cast<mx::array*>(nb::handle(items[i]), array, false) || array == nullptr)
+        detail::fail(*plan_, detail::operand_label(*plan_, i) + ": expected an mlx.core.array, got " +
+                                 nb::cast<std::string>(nb::str(nb::type_name(nb::handle(items[i]).type()))));
+      arrays.push_back(*array);
+    }
+    return arrays;
+  }
+
+  std::vector<int64_t> to_symbols(nb::handle symbols) const {
+    auto values = nb::cast<std::vector<int64_t>>(symbols);
+    if (values.size() < static_cast<size_t>(plan_->num_symbols))
+      detail::fail(*plan_, "expected at least " + std::to_string(plan_->num_symbols) + " symbols, got " +
+                               std::to_string(values.size()));
+    for (int32_t i = 0; i < plan_->num_symbols; ++i)
+      if (values[i] < 0) detail::fail(*plan_, "symbol " + std::to_string(i) + " is a size and cannot be negative");
+    return values;
+  }
+
+  mx::Stream to_stream(nb::handle stream) const {
+    if (stream.is_none()) return mx::default_stream(mx::Device::cpu);
+    const mx::Stream chosen = mx::to_stream(nb::cast<mx::StreamOrDevice>(stream), mx::Device::cpu);
+    if (chosen.device != mx::Device::cpu) detail::fail(*plan_, "this kernel is for the CPU, the stream is a GPU's");
+    return chosen;
+  }
+
+  std::shared_ptr<const Plan> plan_;
+  nb::object keep_;
+};
+
+void set_poison(std::optional<int32_t> pattern) {
+  if (pattern && (*pattern < 0 || *pattern > 255)) throw std::invalid_argument("the pattern is a byte, 0 to 255");
+  poison_byte = pattern.value_or(-1);
+}
+
+void set_threads(int32_t threads) {
+  if (threads < 1) throw std::invalid_argument("the number of threads is 1 or more");
+  default_threads = threads;
+}
+
+}  // namespace
+}  // namespace autoperfect
+
+NB_MODULE(AP_MODULE_NAME, m) {
+  using namespace autoperfect;
+  nb::class_<PyPlan>(m, "Plan")
+      .def(nb::init<const std::vector<nb::tuple>&, const std::vector<nb::tuple>&, const std::vector<nb::tuple>&,
+                    const std::vector<nb::tuple>&, int32_t, std::string, nb::object>(),
+           "steps"_a, "inputs"_a, "outputs"_a, "temporaries"_a = std::vector<nb::tuple>(), "threads"_a = 0,
+           "name"_a = "Sequence", "keep"_a = nb::none())
+      .def("__call__", &PyPlan::call, "inputs"_a, "symbols"_a = nb::tuple(), "stream"_a = nb::none())
+      .def_prop_ro("name", [](const PyPlan& self) { return self.plan().name; })
+      .def_prop_ro("num_inputs", [](const PyPlan& self) { return self.plan().inputs.size(); })
+      .def_prop_ro("num_outputs", [](const PyPlan& self) { return self.plan().outputs.size(); })
+      .def("__repr__", [](const PyPlan& self) {
+        const Plan& plan = self.plan();
+        return "Plan(" + plan.name + ", " + std::to_string(plan.steps.size()) + " steps, " +
+               std::to_string(plan.inputs.size()) + " inputs, " + std::to_string(plan.outputs.size()) + " outputs)";
+      });
+  m.def("set_poison", &set_poison, "pattern"_a.none());
+  m.def("set_threads", &set_threads, "threads"_a);
+  m.def("threads", [] { return default_threads.load(); });
+  m.def("shares_mlx", [] { return nb::type<mx::array>().is_valid(); });
+}

@@ -1,0 +1,13 @@
+"""A core that fails halfway through a model."""
+
+import sys
+
+
+def optimize(model, *, settings=None, log=None):
+    model.patched = True
+    raise RuntimeError("first line\nsecond line")
+
+
+def restore(model):
+    model.patched = False
+    print("CORE restore", file=sys.stderr)
