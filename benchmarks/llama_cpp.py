@@ -76,7 +76,8 @@ def measure(gguf: Path, threads: int, prompt: int = 128, gen: int = 64, repetiti
 
     Returns:
         ``threads``, ``prompt_tokens``, ``generation_tokens``, ``commit`` (llama.cpp's), and
-        ``prompt_tps`` and ``generation_tps``, each with ``min``, ``median``, ``max`` and ``samples``.
+        ``prompt_tps`` and ``generation_tps`` (absent for 0 tokens), each with ``min``, ``median``,
+        ``max`` and ``samples``.
 
     Raises:
         BenchError: llama-bench cannot be built, fails, or prints something else than its JSON.
@@ -200,7 +201,7 @@ def main() -> int:
     try:
         gguf = args.gguf or known_gguf("smollm2-135m")
         results = [measure(gguf, threads, args.prompt, args.gen, args.repetitions) for threads in args.threads]
-    except AutoperfectError as error:
+    except (AutoperfectError, OSError) as error:
         print(f"llama_cpp.py: {error}", file=sys.stderr)
         return 1
     if args.json:
@@ -209,9 +210,9 @@ def main() -> int:
     table = Table("threads", "test", "min", "median", "max", title="llama.cpp, tokens/s", box=None)
     for result in results:
         for test, tokens in (("prompt", args.prompt), ("generation", args.gen)):
-            rate = result[f"{test}_tps"]
-            figures = (f"{rate[name]:.1f}" for name in ("min", "median", "max"))
-            table.add_row(str(result["threads"]), f"{test} {tokens}", *figures)
+            if rate := result.get(f"{test}_tps"):
+                figures = (f"{rate[name]:.1f}" for name in ("min", "median", "max"))
+                table.add_row(str(result["threads"]), f"{test} {tokens}", *figures)
     Console().print(table)
     return 0
 

@@ -98,6 +98,14 @@ class Hooks:
     def autoperfect_backend(self) -> Backend | None:  # type: ignore[empty-body]
         """A backend, or ``None`` when this platform cannot have it."""
 
+    @hookspec
+    def autoperfect_cache_types(self) -> Sequence[type]:  # type: ignore[empty-body]
+        """Cache classes whose ``update_and_fetch(keys, values)`` appends and whose ``offset`` counts positions."""
+
+    @hookspec(firstresult=True)
+    def autoperfect_caches(self, model: Any) -> Sequence[Any] | None:
+        """The caches that the host makes for ``model``, one per block; ``None`` when it does not know the model."""
+
 
 def plugin_manager() -> pluggy.PluginManager:
     """A manager with every installed plugin loaded; one that fails to import is skipped with a warning."""
@@ -114,7 +122,7 @@ def plugin_manager() -> pluggy.PluginManager:
     return manager
 
 
-def backends() -> list[Backend]:
+def backends(manager: pluggy.PluginManager) -> list[Backend]:
     """The backends of all plugins, in the order of their names."""
-    found: list[Backend | None] = plugin_manager().hook.autoperfect_backend()
+    found: list[Backend | None] = manager.hook.autoperfect_backend()
     return sorted((b for b in found if b is not None), key=lambda b: b.name)

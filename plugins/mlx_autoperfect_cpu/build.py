@@ -1,7 +1,6 @@
 """A compile cache addressed by content: the same source, headers, compiler and CPU give the same file.
 
-Each entry is a binary ``<root>/cpu/<2 digits>/<key><suffix>`` and, written after it, a ``.json`` with its size and
-SHA-256. An entry that does not match is rebuilt. Files appear by ``os.replace``, under a lock per key.
+Entries are checked when they are used (``entries.py``); what is missing or damaged is compiled, several at once.
 """
 
 from __future__ import annotations
@@ -10,23 +9,20 @@ import atexit
 import ctypes
 import errno
 import hashlib
-import json
 import logging
 import os
 import shutil
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from mlx_autoperfect.errors import Failure, Reason, Stage
-from mlx_autoperfect_cpu.compiler import Cancelled, CompilerRuns
+from mlx_autoperfect_cpu.compiler import CompilerRuns
+from mlx_autoperfect_cpu.entries import entry_path, is_valid, locked, publish, record_path
 from mlx_autoperfect_cpu.toolchain import Toolchain
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -79,7 +75,7 @@ class Library:
         try:
             function = self.handle[symbol]
         except AttributeError:
-            raise LookupError(f"{self.path.name} exports no function {symbol!r}; declare it extern \"C\"") from None
+            raise LookupError(f'{self.path.name} exports no function {symbol!r}; declare it extern "C"') from None
         return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
@@ -125,12 +121,12 @@ class BuildCache:
         return [results[key] for key in keys]
 
     def load(self, path: Path) -> Library | Failure:
-        """Loads a compiled library. One that cannot be loaded leaves the cache, so that the next build makes it anew."""
+        """Loads a compiled library. One that does not load leaves the cache, so that the next build makes it anew."""
         try:
             return Library(path, ctypes.CDLL(str(path)))
         except OSError as error:
             with suppress(OSError):
-                _record(path).unlink()
+                record_path(path).unlink()
             return Failure(Stage.BUILD, Reason.LOAD_ERROR, f"the compiled library does not load: {error}", path.name)
 
     def compile_and_load(
@@ -173,11 +169,11 @@ class BuildCache:
         """Compiles under the key's lock, unless another process did so meanwhile."""
         while True:
             root = self._roots[-1]
-            target = _entry(root, key, unit)
+            target = entry_path(root, key, unit.suffix)
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
-                with _locked(root / "cpu" / "locks" / f"{key}.lock", runs, 2 * self._timeout):
-                    return target if _is_valid(target) else self._run(target, unit, toolchain, runs)
+                with locked(root, key, runs, 2 * self._timeout):
+                    return target if is_valid(target) else self._run(target, unit, toolchain, runs)
             except (OSError, NotImplementedError) as error:
                 if not self._fall_back(root, error):
                     detail = f"kernels cannot be written, not even to {root}: {error}"
@@ -200,17 +196,12 @@ class BuildCache:
                 lines = done.log.splitlines() or [f"the compiler ended with status {done.status}"]
                 detail = next((line for line in lines if "error:" in line), lines[0])
                 return BuildFailure(Stage.BUILD, Reason.COMPILE_ERROR, detail, unit.name, log=done.log)
-            binary = folder / target.name
-            content = binary.read_bytes()
-            record = folder / "record.json"
-            record.write_text(json.dumps({"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}))
-            binary.replace(target)
-            record.replace(_record(target))
+            publish(folder / target.name, target)
         return target
 
     def _find(self, key: str, unit: SourceUnit) -> Path | None:
-        paths = (_entry(root, key, unit) for root in self._roots)
-        return next((path for path in paths if _is_valid(path)), None)
+        paths = (entry_path(root, key, unit.suffix) for root in self._roots)
+        return next((path for path in paths if is_valid(path)), None)
 
     def _fall_back(self, failed: Path, error: Exception) -> bool:
         """Moves on to a temporary folder; false when that is what failed."""
@@ -256,39 +247,3 @@ def _digest_headers(folders: Sequence[Path]) -> str:
                 digest.update(f"{path.relative_to(folder)} {len(content)}\n".encode())
                 digest.update(content)
     return digest.hexdigest()
-
-
-def _entry(root: Path, key: str, unit: SourceUnit) -> Path:
-    return root / "cpu" / key[:2] / f"{key}{unit.suffix}"
-
-
-def _record(path: Path) -> Path:
-    return path.with_suffix(".json")
-
-
-def _is_valid(path: Path) -> bool:
-    """Whether the entry is complete: its record exists and matches the bytes."""
-    try:
-        record = json.loads(_record(path).read_bytes())
-        content = path.read_bytes()
-        return bool(record["size"] == len(content) and record["sha256"] == hashlib.sha256(content).hexdigest())
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-@contextmanager
-def _locked(path: Path, runs: CompilerRuns, seconds: float) -> Iterator[None]:
-    """Holds the lock file, or goes on without it after ``seconds``: replacing files is atomic in any case."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if runs.cancelled:
-            raise Cancelled
-        with suppress(Timeout):
-            lock.acquire(timeout=0.1)
-            break
-    try:
-        yield
-    finally:
-        lock.release()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,19 +12,9 @@ import mlx.core as mx
 from mlx_autoperfect.errors import AutoperfectError, Failure, UnavailableError
 from mlx_autoperfect_cpu.build import TEMPLATES, BuildFailure, SourceUnit
 from mlx_autoperfect_cpu.extension import NATIVE, load_backend
-from mlx_autoperfect_cpu.kernel_source import ENTRY, FIRST_DIM, TYPES, Signature, TemplateValue, render
+from mlx_autoperfect_cpu.kernel_source import ENTRY, FIRST_DIM, Signature, TemplateValue, render
+from mlx_autoperfect_cpu.names import check_names
 
-_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_TAKEN = frozenset({"thread_position_in_grid", "threads_per_grid", "uint3"})
-_KEYWORDS = frozenset(
-    """alignas alignof and and_eq asm auto bitand bitor bool break case catch char char8_t char16_t char32_t class
-    compl concept const consteval constexpr constinit const_cast continue co_await co_return co_yield decltype default
-    delete do double dynamic_cast else enum explicit export extern false float for friend goto if inline int long
-    mutable namespace new noexcept not not_eq nullptr operator or or_eq private protected public register
-    reinterpret_cast requires return short signed sizeof static static_assert static_cast struct switch template this
-    thread_local throw true try typedef typeid typename union unsigned using virtual void volatile wchar_t while xor
-    xor_eq""".split()
-)
 _UINT32_MAX = 2**32 - 1
 
 
@@ -92,6 +81,8 @@ class CpuKernel:
         self._expect("inputs", len(arrays), self.input_names)
         self._expect("output_shapes", len(output_shapes), self.output_names)
         self._expect("output_dtypes", len(output_dtypes), self.output_names)
+        if threads is not None and threads < 1:
+            raise ValueError(f"cpu_kernel {self.name!r}: threads is 1 or more, not {threads}")
         shapes = [tuple(int(size) for size in shape) for shape in output_shapes]
         signature = Signature(
             inputs=tuple((n, a.dtype, a.ndim == 0) for n, a in zip(self.input_names, arrays, strict=True)),
@@ -119,7 +110,7 @@ class CpuKernel:
             if not isinstance(value, mx.Dtype | int):
                 kind = type(value).__name__
                 raise ValueError(f"cpu_kernel {self.name!r}: template {key!r} is a dtype, int or bool, not {kind}")
-        _check_names(self.name, [key for key, _ in signature.template])
+        check_names(self.name, [key for key, _ in signature.template])
         text = render(self.name, self.source, self.header, signature)
         if verbose:
             print(text)
@@ -161,7 +152,7 @@ def cpu_kernel(
     Args:
         name: an identifier; names the kernel in messages and in the graph.
         input_names: names of the inputs in ``source``: ``const T*``, or ``const T&`` for a number or an array without
-            axes. ``<name>_shape``, ``<name>_strides`` (in elements) and ``<name>_ndim`` exist where ``source`` uses them.
+            axes. ``<name>_shape``, ``<name>_strides`` (in elements) and ``<name>_ndim`` exist where they are used.
         output_names: names of the outputs in ``source``: ``T*``, row-contiguous.
         source: the body, C++20.
         header: text before the function: includes, helper functions.
@@ -171,21 +162,11 @@ def cpu_kernel(
     Raises:
         ValueError: a name that is no C++ identifier, is used twice or is taken; no output.
     """
-    _check_names(name, [name], own=True)
-    _check_names(name, [*input_names, *output_names])
+    check_names(name, [name], own=True)
+    check_names(name, [*input_names, *output_names])
     if not output_names:
         raise ValueError(f"cpu_kernel {name!r}: a kernel has at least one output")
     return CpuKernel(name, tuple(input_names), tuple(output_names), source, header, ensure_row_contiguous)
-
-
-def _check_names(kernel: str, names: Sequence[str], own: bool = False) -> None:
-    for i, name in enumerate(names):
-        if not _IDENTIFIER.fullmatch(name) or name in _KEYWORDS or "__" in name:
-            raise ValueError(f"cpu_kernel {kernel!r}: {name!r} is not an identifier of C++; choose another name")
-        if not own and (name in _TAKEN or name.startswith("ap_") or name in TYPES.values()):
-            raise ValueError(f"cpu_kernel {kernel!r}: the name {name!r} is taken; choose another name")
-        if name in names[:i]:
-            raise ValueError(f"cpu_kernel {kernel!r}: the name {name!r} is used twice")
 
 
 def _grid_sizes(name: str, grid: tuple[int, int, int] | None) -> tuple[int, int, int]:

@@ -51,7 +51,8 @@ def find_headers() -> Headers | Failure:
     nanobind_version = _macros(nanobind / "include/nanobind/nanobind.h", "NB_VERSION_")
     if nanobind_version[0] != _NANOBIND_MAJOR:
         found = ".".join(map(str, nanobind_version))
-        return _missing(f"nanobind {found} was found, but MLX needs {_NANOBIND_MAJOR}.x: pip install 'nanobind>=3.1,<4'")
+        needed = f"MLX needs {_NANOBIND_MAJOR}.x: pip install 'nanobind>=3.1,<4'"
+        return _missing(f"nanobind {found} was found, but {needed}")
     stat = library.stat()
     versions = " ".join(
         [

@@ -86,7 +86,8 @@ _installed: list[_Hooks] = []
 def hide_own_frames() -> None:
     """From now on uncaught exceptions are printed as if the host were not there.
 
-    Called when one of mlx-lm's own exceptions passes through a host function, never before.
+    Called when one of mlx-lm's own exceptions passes through a host function, never before. A program
+    that catches the exception and formats it itself, as mlx-lm's server does for its log, shows one frame.
     """
     if _installed:
         return

@@ -68,9 +68,7 @@ def test_compiles_once(tmp_path: Path, toolchain: Toolchain, monkeypatch: pytest
     assert leftovers(tmp_path) == []
 
 
-def test_the_same_unit_twice_in_one_call_is_compiled_once(
-    tmp_path: Path, fake_compiler: Callable[[str], Path]
-) -> None:
+def test_the_same_unit_twice_in_one_call_is_compiled_once(tmp_path: Path, fake_compiler: Callable[[str], Path]) -> None:
     fake_compiler(f"echo run >> {tmp_path}/runs")
     paths = BuildCache(tmp_path).compile([unit(1), unit(1)], current(tmp_path))
     assert paths[0] == paths[1]
@@ -188,9 +186,7 @@ def test_entries_of_a_read_only_folder_are_used(
     assert compiled(BuildCache(tmp_path), toolchain, 9) == path
 
 
-def test_a_full_disk(
-    tmp_path: Path, fake_compiler: Callable[[str], Path], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_full_disk(tmp_path: Path, fake_compiler: Callable[[str], Path], caplog: pytest.LogCaptureFixture) -> None:
     root = tmp_path / "full"
     fake_compiler(f'case "$PWD" in {root}*) echo "x.s: No space left on device" >&2; exit 1;; esac')
     cache = BuildCache(root)
@@ -200,9 +196,7 @@ def test_a_full_disk(
     assert "No space left on device" in caplog.text
 
 
-def test_nowhere_to_write(
-    tmp_path: Path, toolchain: Toolchain, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nowhere_to_write(tmp_path: Path, toolchain: Toolchain, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "file"))
     failure = BuildCache(tmp_path / "file").compile([unit(1)], toolchain)[0]

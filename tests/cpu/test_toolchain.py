@@ -69,9 +69,7 @@ def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
     failure = failed(cache_dir=tmp_path)
     assert failure.reason is Reason.NO_COMPILER
-    assert failure.detail == (
-        "no C++ compiler found: install g++ or clang++, or set CXX; running stock mlx-lm"
-    )
+    assert failure.detail == ("no C++ compiler found: install g++ or clang++, or set CXX; running stock mlx-lm")
 
 
 @pytest.mark.parametrize("value", ["/nowhere/g++", "false", "'unbalanced", "true"])

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mlx_autoperfect.errors import ModelError
 from mlx_autoperfect.fetch.convert import convert_gguf
+from tests.fetch.stored import stored_values
 from tests.fetch.tiny_gguf import HEAD, LAYERS, QKV, TOKENS, Tiny
 
 
@@ -23,24 +24,6 @@ def convert(tiny: Tiny, folder: Path, **options: Any) -> tuple[dict[str, NDArray
     (folder / "out").mkdir()
     convert_gguf(folder / "tiny.gguf", folder / "out", **options)
     return expected, json.loads((folder / "out" / "config.json").read_text())
-
-
-def stored_values(folder: Path, config: dict[str, Any]) -> dict[str, NDArray[np.float32]]:
-    """Every parameter of a folder, dequantised in float32."""
-    arrays: dict[str, mx.array] = {}
-    for file in sorted(folder.glob("model*.safetensors")):
-        arrays |= mx.load(str(file))
-    values = {}
-    for name, array in arrays.items():
-        path, _, suffix = name.rpartition(".")
-        if suffix in ("scales", "biases"):
-            continue
-        if f"{path}.scales" in arrays and suffix == "weight":
-            own = config["quantization"].get(path, config["quantization"])
-            parts = [arrays[f"{path}.{part}"].astype(mx.float32) for part in ("scales", "biases")]
-            array = mx.dequantize(array, *parts, group_size=own["group_size"], bits=own["bits"])
-        values[name] = np.array(array.astype(mx.float32))
-    return values
 
 
 def assert_same(folder: Path, expected: dict[str, NDArray[np.float32]], config: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from mlx.utils import tree_map
 from mlx_lm import generate, load
 
 from mlx_autoperfect.fetch import known_gguf, smollm2_folder
-from tests.fetch.test_convert import stored_values
+from tests.fetch.stored import stored_values
 from tests.fetch.tiny_gguf import BLOCK
 
 pytestmark = pytest.mark.real_model

@@ -82,9 +82,9 @@ def make_environment(root: Path, packages: Path | None = None) -> Environment:
     return Environment(root, root / "bin" / "python", site)
 
 
-def unpack(wheel: Path, root: Path) -> Environment:
-    """The wheel, unpacked without pip into an environment with nothing else."""
-    environment = make_environment(root)
+def unpack(wheel: Path, root: Path, packages: Path | None = None) -> Environment:
+    """The wheel, unpacked without pip into an environment with nothing else, or that also sees ``packages``."""
+    environment = make_environment(root, packages)
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(environment.site)
     return environment
@@ -137,9 +137,9 @@ def disposable(tmp_path: Path, wheel: Path) -> Environment:
 
 
 @pytest.fixture(scope="module")
-def disposable_for_module(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Environment:
-    """The same, shared by the tests of one file."""
-    return unpack(wheel, tmp_path_factory.mktemp("module") / "env")
+def disposable_for_module(tmp_path_factory: pytest.TempPathFactory, wheel: Path, packages: Path) -> Environment:
+    """The same with all that this project needs, shared by the tests of one file."""
+    return unpack(wheel, tmp_path_factory.mktemp("module") / "env", packages)
 
 
 @pytest.fixture

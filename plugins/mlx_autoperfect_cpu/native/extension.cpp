@@ -18,12 +18,12 @@ namespace {
 
 using DimTuple = std::pair<int64_t, int32_t>;
 
-std::vector<Dim> to_dims(const std::vector<DimTuple>& pairs, int32_t& num_symbols) {
+std::vector<Dim> to_dims(const std::vector<DimTuple>& pairs, Plan& plan) {
   std::vector<Dim> dims;
   for (const auto& [factor, symbol] : pairs) {
     if (symbol < kAny) throw std::invalid_argument("a symbol index is 0 or more, -1 (none) or -2 (any size)");
     dims.push_back({factor, symbol});
-    num_symbols = std::max(num_symbols, symbol + 1);
+    if (symbol >= 0) plan.use_size(symbol);
   }
   return dims;
 }
@@ -35,31 +35,31 @@ Layout to_layout(nb::handle contiguous) {
 }
 
 // (dtype, rank, dims, contiguous[, name])
-Operand to_input(const nb::tuple& item, int32_t& num_symbols) {
+Operand to_input(const nb::tuple& item, Plan& plan) {
   if (nb::len(item) != 4 && nb::len(item) != 5)
     throw std::invalid_argument("an input is (dtype, rank, dims, contiguous[, name])");
-  auto dims = to_dims(nb::cast<std::vector<DimTuple>>(item[2]), num_symbols);
+  auto dims = to_dims(nb::cast<std::vector<DimTuple>>(item[2]), plan);
   auto name = nb::len(item) == 5 ? nb::cast<std::string>(item[4]) : std::string();
   return {nb::cast<mx::Dtype>(item[0]), nb::cast<int32_t>(item[1]), std::move(dims), to_layout(item[3]),
           std::move(name)};
 }
 
 // (dtype, dims)
-Operand to_result(const nb::tuple& item, int32_t& num_symbols) {
+Operand to_result(const nb::tuple& item, Plan& plan) {
   if (nb::len(item) != 2) throw std::invalid_argument("an output or temporary is (dtype, dims)");
-  auto dims = to_dims(nb::cast<std::vector<DimTuple>>(item[1]), num_symbols);
+  auto dims = to_dims(nb::cast<std::vector<DimTuple>>(item[1]), plan);
   const auto rank = static_cast<int32_t>(dims.size());
   return {nb::cast<mx::Dtype>(item[0]), rank, std::move(dims), Layout::kRowContiguous, ""};
 }
 
 // (function address, inputs, outputs, scratch bytes, [(symbol, bytes)][, most threads])
-Step to_step(const nb::tuple& item, int32_t& num_symbols) {
+Step to_step(const nb::tuple& item, Plan& plan) {
   if (nb::len(item) != 5 && nb::len(item) != 6)
     throw std::invalid_argument("a step is (address, inputs, outputs, scratch, scratch per symbol[, threads])");
   auto per_symbol = nb::cast<std::vector<std::pair<int32_t, int64_t>>>(item[4]);
   for (const auto& [symbol, bytes] : per_symbol) {
     if (symbol < 0) throw std::invalid_argument("scratch per symbol: a symbol index is 0 or more");
-    num_symbols = std::max(num_symbols, symbol + 1);
+    plan.use_size(symbol);
   }
   return {reinterpret_cast<ap_kernel>(nb::cast<uintptr_t>(item[0])),
           nb::cast<std::vector<int32_t>>(item[1]),
@@ -79,11 +79,10 @@ class PyPlan {
     auto plan = std::make_shared<Plan>();
     plan->name = std::move(name);
     plan->threads = std::max(threads, 0);
-    plan->num_symbols = 0;
-    for (const auto& item : inputs) plan->inputs.push_back(to_input(item, plan->num_symbols));
-    for (const auto& item : outputs) plan->outputs.push_back(to_result(item, plan->num_symbols));
-    for (const auto& item : temporaries) plan->temporaries.push_back(to_result(item, plan->num_symbols));
-    for (const auto& item : steps) plan->steps.push_back(to_step(item, plan->num_symbols));
+    for (const auto& item : inputs) plan->inputs.push_back(to_input(item, *plan));
+    for (const auto& item : outputs) plan->outputs.push_back(to_result(item, *plan));
+    for (const auto& item : temporaries) plan->temporaries.push_back(to_result(item, *plan));
+    for (const auto& item : steps) plan->steps.push_back(to_step(item, *plan));
     for (const Operand& output : plan->outputs) plan->output_dtypes.push_back(output.dtype);
     plan->validate();
     plan_ = std::move(plan);
@@ -125,11 +124,13 @@ class PyPlan {
 
   std::vector<int64_t> to_symbols(nb::handle symbols) const {
     auto values = nb::cast<std::vector<int64_t>>(symbols);
-    if (values.size() < static_cast<size_t>(plan_->num_symbols))
-      detail::fail(*plan_, "expected at least " + std::to_string(plan_->num_symbols) + " symbols, got " +
+    const std::vector<bool>& sizes = plan_->sizes;
+    if (values.size() < sizes.size())
+      detail::fail(*plan_, "expected at least " + std::to_string(sizes.size()) + " symbols, got " +
                                std::to_string(values.size()));
-    for (int32_t i = 0; i < plan_->num_symbols; ++i)
-      if (values[i] < 0) detail::fail(*plan_, "symbol " + std::to_string(i) + " is a size and cannot be negative");
+    for (size_t i = 0; i < sizes.size(); ++i)
+      if (sizes[i] && values[i] < 0)
+        detail::fail(*plan_, "symbol " + std::to_string(i) + " is a size and cannot be negative");
     return values;
   }
 

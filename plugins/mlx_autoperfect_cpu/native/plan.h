@@ -64,8 +64,14 @@ struct Plan {
   std::vector<Operand> outputs;
   std::vector<Operand> temporaries;
   std::vector<mx::Dtype> output_dtypes;
-  int32_t threads;      // 0 for the module's default
-  int32_t num_symbols;  // symbols that the plan itself names; kernels may read further ones
+  int32_t threads;          // 0 for the module's default
+  std::vector<bool> sizes;  // of each symbol that the plan names, whether it is a size; kernels may read more symbols
+
+  // Notes that the plan uses a symbol as a size.
+  void use_size(int32_t symbol) {
+    if (static_cast<size_t>(symbol) >= sizes.size()) sizes.resize(symbol + 1);
+    sizes[symbol] = true;
+  }
 
   // Checks the references between the parts. Throws std::invalid_argument.
   void validate() const;

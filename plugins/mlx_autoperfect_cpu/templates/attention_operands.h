@@ -4,6 +4,12 @@
 
 namespace ap {
 
+// The vector at element d of a row of Width elements; its last vector may be a part.
+template <int Width, class T> AP_INLINE V load_part(const T* p, int d) {
+  if constexpr (Width % V::W == 0) return load(p + d);
+  else return load(p + d, Width - d < V::W ? Width - d : V::W);
+}
+
 // Element types of the queries, of keys and values, and of the output.
 template <class Q, class KV, class Out> struct AttnTypes {
   using q = Q;
@@ -87,11 +93,5 @@ template <class Types_, int D_, int DV_, bool Causal_, class Ops> struct Attenti
     for (int d = 0; d < DV; d += V::W) store(p + d, load(x + d) * V(factor), DV - d < V::W ? DV - d : V::W);
   }
 };
-
-// The vector at element d of a row of Width elements; its last vector may be a part.
-template <int Width, class T> AP_INLINE V load_part(const T* p, int d) {
-  if constexpr (Width % V::W == 0) return load(p + d);
-  else return load(p + d, Width - d < V::W ? Width - d : V::W);
-}
 
 }  // namespace ap
