@@ -225,17 +225,23 @@ def _moved(shape: Shape, target: Shape, position: int | None) -> int | None:
     return swapped if shape[swapped] == target[position] else position
 
 
-def _rows_first(graph: Graph, shape: Shape, strides: Shape) -> bool:
-    """Whether ``[B, H, L, D]`` lies in memory as ``[B, L, H, D]``; refuses other orders."""
+def _rows_first(shape: Shape, strides: Shape, stored: Shape) -> bool:
+    """Whether ``[B, H, L, D]``, seen with ``strides``, is stored as ``[B, L, H * D]``; refuses other orders.
+
+    A value stored with four axes has heads before rows; with one row the two orders are the same memory,
+    and the stored shape decides.
+    """
     _, heads, rows, width = shape
-    heads_first = {"h": product((rows, width)), "l": width}
-    rows_first = {"h": width, "l": product((heads, width))}
-    for order, answer in ((heads_first, False), (rows_first, True)):
-        fits_heads = heads == 1 or strides[1] == order["h"]
-        fits_rows = rows == 1 or strides[2] == order["l"]
-        if fits_heads and fits_rows and strides[3] == 1:
-            return answer
-    raise _Unsupported(Reason.UNSUPPORTED_LAYOUT, f"queries with strides {strides}")
+    rows_first = stored != shape
+    if rows_first:
+        wanted = (width, product((heads, width)))
+    else:
+        wanted = (product((rows, width)), width)
+    fits_heads = heads == 1 or strides[1] == wanted[0]
+    fits_rows = rows == 1 or strides[2] == wanted[1]
+    if not (fits_heads and fits_rows and strides[3] == 1 and (not rows_first or len(stored) >= 3 and stored[1] == rows)):
+        raise _Unsupported(Reason.UNSUPPORTED_LAYOUT, f"rows of {shape} with strides {strides} in {stored}")
+    return rows_first
 
 
 def _lower_attention(region: Region) -> Anchor:
@@ -261,8 +267,8 @@ def _lower_attention(region: Region) -> Anchor:
     return AttentionAnchor(
         base_of(graph, q), k, v, out, q_layout.shape[2], _fixed(q_layout.shape[1], "the number of heads"),
         _fixed(keys[1], "the number of key heads"), width, value_width, op.scale, op.causal,
-        _rows_first(graph, q_layout.shape, q_layout.strides),
-        _rows_first(graph, out_layout.shape, out_layout.strides),
+        _rows_first(q_layout.shape, q_layout.strides, _array(graph, base_of(graph, q)).shape),
+        _rows_first(out_layout.shape, out_layout.strides, _array(graph, out).shape),
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from mlx_autoperfect.dtypes import DType
 Array = NDArray[Any]
 
 # A candidate may err this many times as much as stock MLX on the same case, plus one rounding.
-STOCK_FACTOR = 2.0
+STOCK_FACTOR = 4.0
 _ROUNDING = 1.0
 
 

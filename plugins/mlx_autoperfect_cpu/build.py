@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,9 +155,13 @@ class BuildCache:
             futures: dict[Future[Path | Failure], str] = {
                 pool.submit(self._compile_one, key, unit, toolchain, runs): key for key, unit in missing.items()
             }
-            for future in as_completed(futures):
-                if progress is not None:
-                    progress(missing[futures[future]])
+            pending = set(futures)
+            while pending:
+                # With a time limit: an interrupt that arrives just before an unlimited wait would go unnoticed.
+                done, pending = wait(pending, timeout=0.1, return_when=FIRST_COMPLETED)
+                for future in done:
+                    if progress is not None:
+                        progress(missing[futures[future]])
             return {key: future.result() for future, key in futures.items()}
         except BaseException:
             runs.cancel()

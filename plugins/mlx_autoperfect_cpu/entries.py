@@ -1,7 +1,7 @@
 """The files of the compile cache.
 
-An entry is a binary ``<root>/cpu/<2 digits>/<key><suffix>`` and a record ``.json`` of its size and SHA-256. Both appear by
-renaming, the record last; an entry whose record is missing or does not match counts as absent.
+An entry is a binary ``<root>/cpu/<2 digits>/<key><suffix>`` and a record ``.json`` of its size and SHA-256. Both appear
+by renaming, the record last; an entry whose record is missing or does not match counts as absent.
 """
 
 from __future__ import annotations

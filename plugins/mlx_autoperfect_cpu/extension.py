@@ -8,6 +8,7 @@ from functools import cache
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from threading import Lock
 from types import ModuleType
 
 import mlx.core  # noqa: F401  (registers mlx.core.array, which the native module shares)
@@ -22,6 +23,7 @@ NATIVE = Path(__file__).parent / "native"
 _NAME = "mlx_autoperfect_native"
 _DEFINES = ("-DNDEBUG", "-DNB_COMPACT_ASSERTIONS", "-DNB_DOMAIN=mlx", f"-DAP_MODULE_NAME={_NAME}")
 _SIZE = ("-fvisibility=hidden", "-fno-strict-aliasing", "-ffunction-sections", "-fdata-sections")
+_LOADING = Lock()
 _RUNTIME = '#include "nb_combined.cpp"\n'
 
 
@@ -40,7 +42,6 @@ class Backend:
     module: ModuleType
 
 
-@cache
 def load_backend() -> Backend | Failure:
     """The CPU backend with the process's settings; the same object at every call.
 
@@ -50,6 +51,12 @@ def load_backend() -> Backend | Failure:
     Returns:
         The backend, or a failure: ``NO_COMPILER``, ``NO_HEADERS``, ``COMPILE_ERROR``, ``LOAD_ERROR``, ...
     """
+    with _LOADING:
+        return _load_backend()
+
+
+@cache
+def _load_backend() -> Backend | Failure:
     settings = Settings.from_env()
     toolchain = find_toolchain(cache_dir=settings.cache_dir)
     if isinstance(toolchain, Failure):

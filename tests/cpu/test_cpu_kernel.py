@@ -37,8 +37,12 @@ def elementwise(source: str, x: mx.array, dtype: mx.Dtype | None = None, **argum
 def once(source: str, inputs: dict[str, Any], size: int, dtype: mx.Dtype = mx.float32, **arguments: Any) -> list[Any]:
     kernel = cpu_kernel("once", list(inputs), ["out"], source)
     result = kernel(inputs=list(inputs.values()), output_shapes=[(size,)], output_dtypes=[dtype], **arguments)
-    values: list[Any] = np.array(result[0]).tolist()
-    return values
+    return listed(result[0])
+
+
+def listed(x: mx.array) -> list[Any]:
+    values: Any = x.tolist()
+    return list(values)
 
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
@@ -171,7 +175,7 @@ def test_init_value() -> None:
         outs = kernel(
             inputs=[], output_shapes=[(1000,)] * len(DTYPES), output_dtypes=DTYPES, init_value=value, threads=3
         )
-        values = {dtype: set(np.array(out.astype(dtype)).tolist()) for dtype, out in zip(DTYPES, outs, strict=True)}
+        values = {dtype: set(listed(out)) for dtype, out in zip(DTYPES, outs, strict=True)}
         assert all(len(seen) == 1 for seen in values.values())
         return {dtype: seen.pop() for dtype, seen in values.items()}
 

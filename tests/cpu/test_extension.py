@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -85,7 +88,7 @@ def sum3(native: ModuleType, library: Library) -> Any:
     """a + b + c in two steps through a temporary."""
     add = library.address("add")
     inputs = [(*VECTOR, name) for name in ("a", "b", "c")]
-    steps = [(add, [0, 1], [4], 0, []), (add, [4, 2], [3], 0, [])]
+    steps: list[Any] = [(add, [0, 1], [4], 0, []), (add, [4, 2], [3], 0, [])]
     return native.Plan(steps, inputs, [(mx.float32, [N])], [(mx.float32, [N])], threads=2, name="sum3", keep=library)
 
 
@@ -104,6 +107,13 @@ def test_the_module_is_loaded_once(backend: Backend) -> None:
     assert load_extension() is backend.module
     assert backend.module.shares_mlx()
     assert backend.module.threads() >= 1
+
+
+def test_number_of_threads_comes_from_the_settings(backend: Backend) -> None:
+    code = "from mlx_autoperfect_cpu.extension import load_extension; print(load_extension().threads())"
+    environment = {**os.environ, "AUTOPERFECT_THREADS": "5", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "5\n"
 
 
 def test_steps_run_in_order_through_a_temporary(sum3: Any) -> None:
@@ -213,7 +223,7 @@ extern "C" void copy(const ap_ctx* c) {
     x = mx.arange(3 * 4 * 5 * 6).reshape(3, 4, 5, 6).astype(dtype)
     y = x.transpose(2, 0, 3, 1)[1:, ::2]
     dims = [(size, -1) for size in y.shape]
-    steps = [(library.address("copy"), [0], [1], 0, [])]
+    steps: list[Any] = [(library.address("copy"), [0], [1], 0, [])]
     plan = backend.module.Plan(steps, [(dtype, 4, dims, True)], [(dtype, dims)], threads=3)
     assert mx.array_equal(plan([y], [y.nbytes])[0], y)
 
@@ -322,7 +332,7 @@ def test_empty(sum3: Any, native: ModuleType, library: Library) -> None:
 
 def test_scalars_and_any_size(native: ModuleType, library: Library) -> None:
     add = library.address("add")
-    scalar = (mx.float32, 0, [], True)
+    scalar: tuple[Any, ...] = (mx.float32, 0, [], True)
     plan = native.Plan([(add, [0, 1], [2], 0, [])], [scalar, scalar], [(mx.float32, [])])
     assert plan([mx.array(2.0), mx.array(3.0)], [])[0].item() == 5
     anything = (mx.float32, 2, [(0, -2), (1, -2)], True)
@@ -332,6 +342,9 @@ def test_scalars_and_any_size(native: ModuleType, library: Library) -> None:
     flexible: tuple[Any, ...] = (mx.float32, -1, [], True)
     plan = native.Plan([(add, [0, 1], [2], 0, [])], [flexible] * 2, [(mx.float32, [(12, -1)])])
     assert plan([x, x.flatten()], [])[0].tolist() == [2.0] * 12
+
+
+HALF = "sum3: input 1 'b': expected float32[1], got float16[1]"
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,9 @@ def test_config_keeps_the_numbers_of_the_metadata(tmp_path: Path) -> None:
     assert generation["eos_token_id"] == [1, 2]
 
 
+LLAMA3_BASE = {"rope.freq_base": 500000.0}
+
+
 def llama3_divisors() -> NDArray[np.float32]:
     """Llama 3's rotary divisors for the tiny head, from mlx-lm's own implementation."""
     from mlx_lm.models.rope_utils import initialize_rope
@@ -148,7 +151,7 @@ def llama3_divisors() -> NDArray[np.float32]:
 
 
 def test_llama3_scaling_is_recovered(tmp_path: Path) -> None:
-    tiny = Tiny(settings={"rope.freq_base": 500000.0}, extra={"rope_freqs.weight": llama3_divisors()})
+    tiny = Tiny(settings=LLAMA3_BASE, extra={"rope_freqs.weight": llama3_divisors()})
     _, config = convert(tiny, tmp_path)
     assert config["rope_scaling"]["rope_type"] == "llama3"
     assert config["rope_scaling"]["factor"] == pytest.approx(32.0, rel=1e-6)
@@ -171,7 +174,8 @@ def test_linear_scaling_is_kept(tmp_path: Path) -> None:
         (Tiny(settings={"rope.scaling.type": "yarn"}), "scales RoPE by 'yarn'"),
         (Tiny(settings={"attention.head_count": 0}), "attention.head_count must be one positive whole number"),
         (Tiny(settings={"attention.layer_norm_rms_epsilon": 0.0}), "must be one positive number"),
-        (Tiny(extra={"rope_freqs.weight": llama3_divisors() * 1.01}), "not llama 3's"),
+        (Tiny(settings=LLAMA3_BASE, extra={"rope_freqs.weight": llama3_divisors() * 1.001}), "not llama 3's"),
+        (Tiny(extra={"rope_freqs.weight": llama3_divisors()}), "not llama 3's"),
         (Tiny(settings={"feed_forward_length": 128}), r"ffn_gate.weight has the shape \(96, 64\)"),
         (Tiny(leave_out=("blk.1.ffn_up.weight",)), "lacks the tensor blk.1.ffn_up.weight"),
         (Tiny(leave_out=("token_embd.weight",)), "lacks the tensor token_embd.weight"),

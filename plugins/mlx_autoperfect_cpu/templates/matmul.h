@@ -11,7 +11,7 @@ namespace ap {
 // Knobs:
 //   Depth    columns of K per panel, a multiple of 128 (128..1024); a panel has Depth * 2 * V::W floats: about a level-1 cache
 //   Block    rows per block of work (multiple of 48; 48..1536)
-template <int Depth_ = V::W == 16 ? 256 : 384, int Block_ = 480> struct MatMulSchedule {
+template <int Depth_ = 384, int Block_ = 480> struct MatMulSchedule {
   static constexpr int Depth = Depth_, Block = Block_;
   static_assert(Depth % 128 == 0 && Block % 48 == 0);
 };

@@ -141,9 +141,13 @@ template <int Count> AP_INLINE void deinterleave(const V* in, V* out, int step =
   }
 }
 
-AP_INLINE V load(const float* p) { V r; __builtin_memcpy(&r, p, sizeof r); return r; }
-AP_INLINE void store(float* p, V a) { __builtin_memcpy(p, &a, sizeof a); }
-AP_INLINE VI load_words(const uint32_t* p) { VI r; __builtin_memcpy(&r, p, sizeof r); return r; }
+// For memory of any alignment.
+typedef float vfloat_memory_t __attribute__((vector_size(4 * AP_LANES), aligned(4), may_alias));
+typedef uint32_t vuint_memory_t __attribute__((vector_size(4 * AP_LANES), aligned(4), may_alias));
+
+AP_INLINE V load(const float* p) { return vfloat_t(*reinterpret_cast<const vfloat_memory_t*>(p)); }
+AP_INLINE void store(float* p, V a) { *reinterpret_cast<vfloat_memory_t*>(p) = a.v; }
+AP_INLINE VI load_words(const uint32_t* p) { return vuint_t(*reinterpret_cast<const vuint_memory_t*>(p)); }
 
 // The first n lanes of memory, the rest 0; never touches memory beyond them.
 template <class T> AP_INLINE V load_tail(const T* p, int n) {
