@@ -195,7 +195,10 @@ class Pipeline:
             self._capture_blocks(root, variant)
 
     def _capture_blocks(self, root: RootCapture, variant: Variant) -> None:
-        kinds = [f"{fingerprint(b.module)}\n{call}" for b, call in zip(self.analysis.blocks, root.calls, strict=True)]
+        kinds = [
+            f"{fingerprint(block.module)}\n{call.bind('cache')} {call.dtype} {call.width}"
+            for block, call in zip(self.analysis.blocks, root.calls, strict=True)
+        ]
         self.analysis.kind_of_block = self.analysis.kind_of_block or [_short(kind) for kind in kinds]
         for index, what in enumerate(self.analysis.kind_of_block):
             if what in self.analysis.kind_of_block[:index]:

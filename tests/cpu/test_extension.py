@@ -64,6 +64,13 @@ extern "C" void report(const ap_ctx* c) {
   floats(c->out[0])[2] = static_cast<float>(reinterpret_cast<uintptr_t>(c->scratch) % 64);
   floats(c->out[0])[3] = static_cast<float>(c->team->chunk.load());
 }
+// Thread 0 is late: whoever does not wait for it reads what it has not yet written.
+extern "C" void late(const ap_ctx* c) {
+  for (int i = 0; c->tid == 0 && i < 20000; ++i) ap_pause();
+  const int64_t n = c->symbols[0];
+  for (int64_t i = n * c->tid / c->nthreads; i < n * (c->tid + 1) / c->nthreads; ++i)
+    floats(c->out[0])[i] = floats(c->in[0])[n - 1 - i] + 1;
+}
 extern "C" void nothing(const ap_ctx*) {}
 """
 
@@ -155,9 +162,9 @@ def test_inside_shapeless_compile_symbols_follow_the_inputs(sum3: Any) -> None:
 
 
 def test_compile_keeps_nodes_apart_that_differ_in_symbols(native: ModuleType, library: Library) -> None:
-    plan = native.Plan([(library.address("report"), [], [0], 0, [])], [], [(mx.float32, [(4, -1)])])
-    function = mx.compile(lambda: [plan([], [0, 5])[0], plan([], [0, 5])[0], plan([], [0, 6])[0]])
-    assert [out.tolist()[1] for out in function()] == [5, 5, 6]
+    plan = native.Plan([(library.address("report"), [0], [1], 0, [])], [VECTOR], [(mx.float32, [(4, -1)])])
+    function = mx.compile(lambda x: [plan([x], [1, 5])[0], plan([x], [1, 5])[0], plan([x], [1, 6])[0]])
+    assert [out.tolist()[1] for out in function(vector(1))] == [5, 5, 6]
 
 
 def test_multiple_outputs_and_dropped_ones(native: ModuleType, library: Library) -> None:
@@ -238,6 +245,20 @@ def test_threads_share_scratch_and_barriers(threads: int, native: ModuleType, li
         expected = x + n * (n - 1) / 2
         for _ in range(20):
             assert mx.array_equal(plan([x], [n])[0], expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_a_step_sees_all_that_the_steps_before_wrote(
+    threads: int, native: ModuleType, library: Library, poison: Callable[[int | None], None]
+) -> None:
+    late = library.address("late")
+    temporaries = [(mx.float32, [N])] * 3
+    steps: list[Any] = [(late, [i], [j], 0, []) for i, j in ((0, 2), (2, 3), (3, 4), (4, 1))]
+    plan = native.Plan(steps, [VECTOR], [(mx.float32, [N])], temporaries, threads=threads)
+    poison(0xFF)
+    x = mx.arange(64).astype(mx.float32)
+    for view in (x, mx.concatenate([x, x])[::2]):
+        assert mx.array_equal(plan([view], [64])[0], view + 4)
 
 
 def test_what_a_step_is_told(native: ModuleType, library: Library) -> None:

@@ -12,8 +12,8 @@ namespace ap {
 //   Rows     weight rows in flight, a divisor of V::W (1, 2, 4, 8)
 //   Tile     activation rows per pass over the weights: 1, 2, 4, 8; Rows * Tile accumulators are live twice
 //   Chunks   pieces of work per thread (1..64): more balance better, fewer keep the streams long
-//   Ahead    bytes to prefetch ahead in every weight row, 0: none
-template <int Rows_ = V::W < 16 ? 2 : 4, int Tile_ = V::W < 16 ? 2 : 4, int Chunks_ = 8, int Ahead_ = 0>
+//   Ahead    bytes of weights to prefetch ahead (0: none, 512..8192): the processor's own prefetching stops at pages
+template <int Rows_ = V::W < 16 ? 2 : 4, int Tile_ = V::W < 16 ? 2 : 4, int Chunks_ = 8, int Ahead_ = 4096>
 struct MatVecSchedule {
   static constexpr int Rows = Rows_, Tile = Tile_, Chunks = Chunks_, Ahead = Ahead_;
   static_assert(V::W % Rows == 0 && (Tile & (Tile - 1)) == 0);
