@@ -142,12 +142,13 @@ def report(isa: harness.Isa, folder: Path, rounds: int, layers: int, thread_coun
         times = best_times(driver, decode, threads, rounds)
         total = sum(times)
         print(f"\n{isa.name}, {threads} threads: read {read:.1f} GB/s, peak {peak:.0f} GFLOP/s")
-        print(f"  decode, linear kernels: {total * 1e3:.2f} ms, {1 / total:.0f} tokens/s, {weights / total / 1e9:.1f} GB/s")
+        print(f"  linear kernels: {total * 1e3:.2f} ms, {1 / total:.0f} tokens/s, {weights / total / 1e9:.1f} GB/s")
         for i, name in enumerate(names):
             part = sum(times[i:-1:4])
             size = sum(a.nbytes for call in decode[i:-1:4] for a in call.inputs if a.nbytes > 4096)
             print(f"    {name:8} {part * 1e3:7.3f} ms {size / part / 1e9:7.1f} GB/s")
-        print(f"    head     {times[-1] * 1e3:7.3f} ms {decode[-1].inputs[2].nbytes * 1.125 / times[-1] / 1e9:7.1f} GB/s")
+        head = sum(array.nbytes for array in decode[-1].inputs[2:])
+        print(f"    {'head':8} {times[-1] * 1e3:7.3f} ms {head / times[-1] / 1e9:7.1f} GB/s")
         for rows in (17, 128, 512):
             shapes = ((HIDDEN, HIDDEN + 2 * KV), (HIDDEN, HIDDEN), (HIDDEN, 2 * INNER), (INNER, HIDDEN))
             spent = best_times(driver, model(library["matmul"], rows, 1, head=False), threads, rounds)

@@ -10,9 +10,11 @@ from typing import Any
 import mlx.nn as nn
 
 from mlx_autoperfect.errors import Failure, Reason, Stage, UnavailableError
+from mlx_autoperfect.graph.types import ArrayType
 from mlx_autoperfect.hookspecs import Backend, backends, plugin_manager
 from mlx_autoperfect.pipeline import ONE, Analysis, Pipeline, Progress, plans
 from mlx_autoperfect.runtime.dispatch import BlockRunner, Forwards, LeafRunner, RootRunner, disabled
+from mlx_autoperfect.runtime.functions import register_logsumexp
 from mlx_autoperfect.runtime.ledger import Ledger, original_call
 from mlx_autoperfect.settings import Settings
 from mlx_autoperfect.store.verdicts import VerdictStore
@@ -117,6 +119,7 @@ def optimize(model: nn.Module, *, settings: Settings | None = None, progress: Pr
     except BaseException:
         ledger.restore()
         raise
+    plugin_manager().hook.autoperfect_optimized(model=model)
     _STATE[id(model)] = (
         weakref.ref(model, lambda _, key=id(model): _STATE.pop(key, None)),  # type: ignore[misc]
         Optimized(ledger, analysis, backend, forwards),
@@ -160,6 +163,7 @@ def _patch(
         table["model"] = root
     for index, runner in runners.items():
         ledger.patch(analysis.blocks[index].module, runner.call())
+    _offer_logsumexp(analysis, backend)
     leaf_plans = {what: plans(analysis, what, backend) for what in dict.fromkeys(w for _, _, w in analysis.leaves)}
     for path, module, what in analysis.leaves:
         shared = leaf_plans[what]
@@ -170,6 +174,16 @@ def _patch(
             ledger.patch(module, LeafRunner(module, forwards, width).call())
             table[path] = forwards
     return table
+
+
+def _offer_logsumexp(analysis: Analysis, backend: Backend) -> None:
+    shared = plans(analysis, "logsumexp", backend) if ("logsumexp", "few") in analysis.graphs else {}
+    if shared:
+        forwards = Forwards("sampling", **{name: plan.bind(nn.Module()) for name, plan in shared.items()})
+        forwards.one = forwards.few
+        x = analysis.graphs["logsumexp", "few"].partition.graph.inputs[0][1]
+        assert isinstance(x, ArrayType) and isinstance(x.shape[-1], int)
+        register_logsumexp(x.dtype.mlx, x.shape[-1], forwards)
 
 
 def _width(analysis: Analysis, what: str) -> int:

@@ -106,6 +106,10 @@ class Hooks:
     def autoperfect_caches(self, model: Any) -> Sequence[Any] | None:
         """The caches that the host makes for ``model``, one per block; ``None`` when it does not know the model."""
 
+    @hookspec
+    def autoperfect_optimized(self, model: Any) -> None:
+        """Called after ``model`` was patched: the place for what the host itself can do faster."""
+
 
 def plugin_manager() -> pluggy.PluginManager:
     """A manager with every installed plugin loaded; one that fails to import is skipped with a warning."""

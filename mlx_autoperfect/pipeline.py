@@ -10,12 +10,13 @@ from typing import Any
 import mlx.nn as nn
 
 from mlx_autoperfect.capture.blocks import Block, find_blocks, linear_leaves
-from mlx_autoperfect.capture.leaf import capture_linear
+from mlx_autoperfect.capture.leaf import capture_linear, logsumexp_graph
 from mlx_autoperfect.capture.markers import CaptureError
 from mlx_autoperfect.capture.model import BlockCall, RootCapture, capture_block, capture_root, fingerprint
 from mlx_autoperfect.capture.regime import DECODE, PREFILL, Regime
 from mlx_autoperfect.codegen.source import Source
 from mlx_autoperfect.errors import Failure, Reason, Stage
+from mlx_autoperfect.fusion.inline import inline_blocks
 from mlx_autoperfect.fusion.partition import Fuel, Partition, partition
 from mlx_autoperfect.fusion.region import Region, RegionKind
 from mlx_autoperfect.graph.graph import Graph
@@ -191,6 +192,8 @@ class Pipeline:
                 self._failed(error, f"model ({variant.regime.name})")
                 continue
             self._cut("root", "model", root.graph, variant)
+            if variant is FEW:
+                self._cut("logsumexp", "sampling", logsumexp_graph(root.graph), variant)
             self.analysis.calls[variant.name] = root.calls
             self._capture_blocks(root, variant)
 
@@ -306,6 +309,16 @@ def _identity(outcome: Outcome, fingerprint_: str) -> str:
     return _short(f"{outcome.kernel.content_hash} {outcome.source.content_hash} {fingerprint_}")
 
 
+def _whole(analysis: Analysis, root: Captured) -> Partition:
+    """The root with every block in place of its call, where all blocks were captured."""
+    found = [analysis.graphs.get((what, root.variant.name)) for what in analysis.kind_of_block]
+    captured = [c for c in found if c is not None]
+    if len(captured) != len(analysis.blocks):
+        return root.partition
+    paths = [block.path for block in analysis.blocks]
+    return inline_blocks(root.partition, list(zip(paths, (c.partition for c in captured), strict=True)))
+
+
 def plans(
     analysis: Analysis, what: str, backend: Backend, call_block: Callable[[int], Any] | None = None
 ) -> Mapping[str, Plan]:
@@ -314,7 +327,8 @@ def plans(
     for variant in VARIANTS:
         captured = analysis.graphs.get((what, variant.name))
         if captured is not None:
-            plan = assemble(captured.partition, analysis.proven(variant), backend, call_block)
+            parts = _whole(analysis, captured) if what == "root" else captured.partition
+            plan = assemble(parts, analysis.proven(variant), backend, call_block)
             if plan.kernels:
                 found[variant.name] = plan
     return found

@@ -1,4 +1,4 @@
-"""The graph of a linear leaf: written down rather than traced, because its class says it all."""
+"""Graphs of one op, written down rather than traced: linear leaves, and the normaliser of the logits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mlx_autoperfect.capture.markers import CaptureError
 from mlx_autoperfect.dtypes import Affine, Dense, dtype_from_mlx
 from mlx_autoperfect.errors import Reason
 from mlx_autoperfect.graph.graph import Graph, Node, Param
-from mlx_autoperfect.graph.ops import Linear
+from mlx_autoperfect.graph.ops import Linear, LogSumExp
 from mlx_autoperfect.graph.spec import check_graph
 from mlx_autoperfect.graph.types import ArrayType, Size, WeightType
 
@@ -43,3 +43,13 @@ def capture_linear(module: nn.Module) -> Graph:
         "linear", (("x", ArrayType(dtype, (size, columns))),), tuple(params), (), (node,), ("y",)
     )
     return check_graph(graph)
+
+
+def logsumexp_graph(root: Graph) -> Graph:
+    """``logits[L, V] -> logsumexp[L, 1]`` for the logits that a root's graph yields."""
+    logits = root.types[root.outputs[0]]
+    assert isinstance(logits, ArrayType)
+    size = Size("L")
+    x = ArrayType(logits.dtype, (size, logits.shape[-1]))
+    node = Node(LogSumExp(), ("x",), ("y",), (ArrayType(logits.dtype, (size, 1)),), "sampling")
+    return check_graph(Graph("logsumexp", (("x", x),), (), (), (node,), ("y",)))

@@ -47,6 +47,7 @@ class RowEnvironment:
         reload: expression that loads scratch inside the loop.
         rotate: statement that rotates the row in scratch.
         store: statement that stores the result; field: value.
+        store_scalar: statement that stores a result that is one number per row; field: value.
     """
 
     load: Callable[[Load], str]
@@ -54,6 +55,7 @@ class RowEnvironment:
     reload: str
     rotate: Callable[[Rotate], str]
     store: str
+    store_scalar: str = ""
 
 
 class _RowEmitter:
@@ -112,9 +114,12 @@ class _RowEmitter:
                 self.in_scratch = name
             elif not self.program.is_row(name):
                 self.lines.append(self.define(name))
-        if not self.program.is_row(self.program.result):
-            raise ValueError("a row program yields a row")
-        self.loop(self.program.result, self.env.store)
+        if self.program.is_row(self.program.result):
+            self.loop(self.program.result, self.env.store)
+        elif self.env.store_scalar:
+            self.lines.append(self.env.store_scalar.format(self.program.result))
+        else:
+            raise ValueError("this program must yield a row")
         return self.lines
 
 

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import cached_property
 
 from mlx_autoperfect.fusion.views import base_of, chain_of
 from mlx_autoperfect.graph import ops
@@ -37,6 +36,7 @@ class Region:
         params: parameters of the parent graph that feed ``graph.params``, in order.
         outputs: values of the parent graph that ``graph.outputs`` are, in order.
         nodes: outputs of the parent's nodes that the region covers (views excluded).
+        signature: 16 hex digits over ops, every constant, shapes and dtypes.
     """
 
     name: str
@@ -46,11 +46,7 @@ class Region:
     params: tuple[Param, ...]
     outputs: tuple[str, ...]
     nodes: tuple[str, ...]
-
-    @cached_property
-    def signature(self) -> str:
-        """16 hex digits over ops, every constant, shapes and dtypes."""
-        return hashlib.sha256(print_graph(self.graph, comments=False).encode()).hexdigest()[:16]
+    signature: str
 
 
 _SHORT = {
@@ -140,6 +136,7 @@ def build_region(graph: Graph, members: Iterable[Node], kind: RegionKind, sinks:
     return Region(
         _name(graph, compute), kind, local, tuple(inputs), tuple(params), tuple(outputs),
         tuple(node.output for node in compute),
+        hashlib.sha256(print_graph(local, comments=False).encode()).hexdigest()[:16],
     )  # fmt: skip
 
 

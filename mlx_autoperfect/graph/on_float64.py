@@ -65,6 +65,11 @@ def _softmax(x: Array) -> Array:
     return e / e.sum(axis=-1, keepdims=True)
 
 
+def _logsumexp(x: Array) -> Array:
+    top = x.max(axis=-1, keepdims=True)
+    return top + np.log(np.exp(x - top).sum(axis=-1, keepdims=True))
+
+
 _UNARY: dict[str, Any] = {
     "neg": np.negative, "exp": np.exp, "log": np.log, "tanh": np.tanh, "erf": erf, "sqrt": np.sqrt,
     "rsqrt": lambda x: 1 / np.sqrt(x), "sigmoid": _sigmoid, "square": np.square, "abs": np.abs, "sin": np.sin,
@@ -151,6 +156,7 @@ TABLE: dict[type[ops.Op], Handler] = {
     ops.RmsNorm: _rms_norm,
     ops.LayerNorm: _layer_norm,
     ops.Softmax: lambda op, a, s: _softmax(a[0]),
+    ops.LogSumExp: lambda op, a, s: _logsumexp(a[0]),
     ops.Rope: _rope,
     ops.Linear: _linear,
     ops.Attention: _attention,

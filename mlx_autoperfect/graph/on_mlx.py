@@ -109,6 +109,7 @@ TABLE: dict[type[ops.Op], Handler] = {
         a[0], a[1] if len(a) > 1 else None, a[2] if len(a) > 2 else None, op.eps
     ),
     ops.Softmax: lambda op, a, s: mx.softmax(a[0], axis=-1, precise=op.precise),
+    ops.LogSumExp: lambda op, a, s: mx.logsumexp(a[0], axis=-1, keepdims=True),
     ops.Rope: _rope,
     ops.Linear: _linear,
     ops.Attention: _attention,

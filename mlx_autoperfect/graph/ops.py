@@ -143,6 +143,14 @@ class Softmax(Op):
 
 
 @dataclass(frozen=True)
+class LogSumExp(Op):
+    """``log(sum(exp(x), -1))``, the maximum subtracted first; the last axis stays with size 1."""
+
+    name = "logsumexp"
+    kind = OpClass.ROWWISE
+
+
+@dataclass(frozen=True)
 class Rope(Op):
     """Rotary position embedding (Su et al. 2021) of ``x[..., L, D]`` as ``mx.fast.rope`` defines it.
 
@@ -238,8 +246,12 @@ class Embedding(Op):
 
 @dataclass(frozen=True)
 class CacheUpdate(Op):
-    """Effect: appends ``(keys, values)`` to the key/value cache, returns all keys and values so far."""
+    """Effect: appends ``(keys, values)`` to cache ``index``, returns all its keys and values so far.
 
+    A block alone has one cache, of index 0.
+    """
+
+    index: int = 0
     name = "cache_update"
     kind = OpClass.EFFECT
 
@@ -256,7 +268,7 @@ class CallBlock(Op):
 OPS: dict[str, type[Op]] = {
     op.name: op
     for op in (
-        Unary, Binary, Select, Cast, Silu, Gelu, SwiGLU, GeGLU, Reduce, RmsNorm, LayerNorm, Softmax, Rope, Linear,
+        Unary, Binary, Select, Cast, Silu, Gelu, SwiGLU, GeGLU, Reduce, RmsNorm, LayerNorm, Softmax, LogSumExp, Rope, Linear,
         Attention, Reshape, Transpose, Broadcast, Slice, Concat, Embedding, CacheUpdate, CallBlock,
     )
 }  # fmt: skip

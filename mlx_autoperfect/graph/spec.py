@@ -105,6 +105,7 @@ INFER: dict[type[ops.Op], Callable[[Any, Types], Type]] = {
     ops.RmsNorm: _same_rows,
     ops.LayerNorm: _same_rows,
     ops.Softmax: lambda op, types: types[0],
+    ops.LogSumExp: lambda op, types: ArrayType(types[0].dtype, (*types[0].shape[:-1], 1)),
     ops.Rope: lambda op, types: types[0],
     ops.Linear: _linear,
     ops.Attention: _attention,

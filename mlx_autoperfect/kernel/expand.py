@@ -40,6 +40,12 @@ def _softmax(b: ProgramBuilder, op: ops.Softmax, a: Args, width: int) -> str:
     return b.apply("div", e, b.add(RowReduce("sum", e)))
 
 
+def _logsumexp(b: ProgramBuilder, op: ops.LogSumExp, a: Args, width: int) -> str:
+    top = b.add(RowReduce("max", a[0]))
+    total = b.add(RowReduce("sum", b.apply("exp", b.apply("sub", a[0], top))))
+    return b.apply("add", top, b.apply("log", total))
+
+
 def _silu(b: ProgramBuilder, x: str) -> str:
     return b.apply("mul", x, b.apply("sigmoid", x))
 
@@ -61,7 +67,7 @@ def _unary(b: ProgramBuilder, op: ops.Unary, a: Args, width: int) -> str:
 
 # Unary and binary functions that scalar programs know; the graph has more.
 FUNCTIONS = frozenset(
-    "neg exp tanh erf sqrt rsqrt sigmoid abs add sub mul div max min select square".split()
+    "neg exp log tanh erf sqrt rsqrt sigmoid abs add sub mul div max min square".split()
 )
 
 EXPAND: dict[type[ops.Op], Callable[[ProgramBuilder, Any, Args, int], str]] = {
@@ -75,4 +81,5 @@ EXPAND: dict[type[ops.Op], Callable[[ProgramBuilder, Any, Args, int], str]] = {
     ops.RmsNorm: _rms_norm,
     ops.LayerNorm: _layer_norm,
     ops.Softmax: _softmax,
+    ops.LogSumExp: _logsumexp,
 }

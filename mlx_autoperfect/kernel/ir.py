@@ -22,9 +22,13 @@ class Operand:
 
 @dataclass(frozen=True)
 class RowJob:
-    """One result of a RowMap: ``heads`` rows per position, each written with ``strides``."""
+    """One result of a RowMap: ``heads`` rows per position, each written with ``strides``.
+
+    ``width`` elements are written per row: the kernel's width, or 1 for a program that yields a scalar.
+    """
 
     heads: Dim
+    width: int
     program: Program
     out: str
     strides: tuple[Dim, Dim]

@@ -179,7 +179,7 @@ def _row_axes(shape: Shape, strides: Shape, position: int | None) -> tuple[Dim, 
 def _lower_rows(region: Region) -> Anchor:
     graph = region.graph
     compute = [node for node in graph.nodes if not is_view(node)]
-    width = _fixed(compute[0].types[0].shape[-1], "the width")
+    width = _fixed(_array(graph, compute[0].inputs[0]).shape[-1], "the width")
     jobs: list[RowJob] = []
     rows: Dim | None = None
     for result in graph.outputs:
@@ -204,6 +204,7 @@ def _lower_rows(region: Region) -> Anchor:
                 return Load(base, "column")
             if layout.shape == ():
                 return Load(base, "scalar")
+            target = (*target[:-1], width)
             aligned = layout.shape == target or sorted(map(str, layout.shape)) == sorted(map(str, target))
             if not aligned or layout.strides[-1] != 1:
                 raise _Unsupported(Reason.UNSUPPORTED_LAYOUT, f"an operand of shape {layout.shape}")
@@ -213,7 +214,10 @@ def _lower_rows(region: Region) -> Anchor:
             return Load(base, "row", (row_stride, head_stride))
 
         program = _Writer(graph, width, load).write(nodes, value)
-        jobs.append(RowJob(heads, program, result, (strides[0], strides[1])))
+        written = _fixed(shape[-1], "the width")
+        if written != (width if program.is_row(program.result) else 1):
+            raise _Unsupported(Reason.UNSUPPORTED_LAYOUT, f"rows of {written} from rows of {width}")
+        jobs.append(RowJob(heads, written, program, result, (strides[0], strides[1])))
     return RowMap(rows if rows is not None else 1, width, tuple(jobs))
 
 

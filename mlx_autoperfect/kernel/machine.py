@@ -21,10 +21,9 @@ from mlx_autoperfect.kernel.program import Apply, Literal, Load, Program, Rotate
 Array = NDArray[Any]
 
 _APPLY: dict[str, Any] = {
-    "neg": np.negative, "exp": np.exp, "tanh": np.tanh, "erf": erf, "sqrt": np.sqrt, "abs": np.abs,
+    "neg": np.negative, "exp": np.exp, "log": np.log, "tanh": np.tanh, "erf": erf, "sqrt": np.sqrt, "abs": np.abs,
     "rsqrt": lambda x: 1 / np.sqrt(x), "sigmoid": lambda x: 1 / (1 + np.exp(-x)), "add": np.add, "sub": np.subtract,
     "mul": np.multiply, "div": np.divide, "max": np.maximum, "min": np.minimum, "square": np.square,
-    "select": np.where,
 }  # fmt: skip
 _REDUCE: dict[str, Any] = {"sum": np.sum, "max": np.max}
 
@@ -99,7 +98,7 @@ class _Run:
                         return _rotate(instr, x, a + self.scalars[instr.offset], freqs)
 
                     start = a * strides[0] + b * strides[1]
-                    self.outputs[job.out][start : start + anchor.width] = _run(job.program, load, rotate)
+                    self.outputs[job.out][start : start + job.width] = _run(job.program, load, rotate)
 
     def gemm(self, anchor: Gemm) -> None:
         for m in range(self.size(anchor.rows)):

@@ -164,7 +164,8 @@ class _Assembler:
             assert self.call_block is not None
             stage: Stage = BlockStage(self.call_block(node.op.index), node.op.index, values[0], results[0])
         else:
-            stage = CacheStage((values[0], values[1]), (results[0], results[1]))
+            assert isinstance(node.op, ops.CacheUpdate)
+            stage = CacheStage(node.op.index, (values[0], values[1]), (results[0], results[1]))
         self.steps.append(lambda _: stage)
 
     def close(self, segment: _Segment, regions: Sequence[Region], effects: Sequence[Node]) -> None:

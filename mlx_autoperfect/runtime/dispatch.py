@@ -115,7 +115,7 @@ class BlockRunner:
             return self.original(h, *args, **kwargs)
         offset = cache.offset
         try:
-            return forward(h, [rows, offset, offset + rows], cache)
+            return forward(h, [rows, offset, offset + rows], (cache,))
         except Exception as error:  # the user's generation goes on, whatever happened
             self.forwards.drop(forward, error)
             # Rows appended before the failure are behind the offset again, and will be overwritten.
@@ -172,8 +172,8 @@ class RootRunner:
             ):
                 rows, offset = shape[1], caches[0].offset
                 forward = runner.forwards.select(rows)
-                if forward is not None:
-                    offsets = [cache.offset for cache in caches]
+                offsets = [cache.offset for cache in caches]
+                if forward is not None and offsets.count(offset) == len(offsets):
                     try:
                         return forward(tokens, [rows, offset, offset + rows], caches)
                     except Exception as error:  # as in BlockRunner.run

@@ -13,6 +13,7 @@ from typing import Any
 from mlx_autoperfect.hookspecs import Sequencer
 
 Values = list[Any]
+# (values, symbol values, caches by block)
 Stage = Callable[[Values, list[int], Any], None]
 
 
@@ -58,20 +59,21 @@ class StockStage:
 
 @dataclass(frozen=True, slots=True)
 class CacheStage:
-    """Appends keys and values to the cache and fetches what it holds."""
+    """Appends keys and values to cache ``index`` and fetches what it holds."""
 
+    index: int
     values: tuple[int, int]
     results: tuple[int, int]
 
-    def __call__(self, values: Values, _: list[int], cache: Any) -> None:
-        keys, fetched = cache.update_and_fetch(values[self.values[0]], values[self.values[1]])
-        values[self.results[0]] = keys
-        values[self.results[1]] = fetched
+    def __call__(self, values: Values, _: list[int], caches: Any) -> None:
+        keys, values_ = self.values
+        fetched = caches[self.index].update_and_fetch(values[keys], values[values_])
+        values[self.results[0]], values[self.results[1]] = fetched
 
 
 @dataclass(frozen=True, slots=True)
 class BlockStage:
-    """Runs one transformer block; ``context`` is the list of caches."""
+    """Runs one transformer block as a module of its own."""
 
     call: Callable[[Any, Any], Any]
     index: int
@@ -96,9 +98,9 @@ class Forward:
     size: int
     result: int
 
-    def __call__(self, x: Any, symbols: list[int], context: Any) -> Any:
+    def __call__(self, x: Any, symbols: list[int], caches: Any) -> Any:
         values: Values = [None] * self.size
         values[0] = x
         for stage in self.stages:
-            stage(values, symbols, context)
+            stage(values, symbols, caches)
         return values[self.result]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +83,9 @@ def _params(rng: Rng, region: Region) -> dict[str, mx.array]:
 
 
 @dataclass(frozen=True)
-class _Setting:
+class Setting:
+    """Sizes and kind of values of a case."""
+
     rows: int
     offset: int
     kind: str
@@ -93,7 +95,7 @@ class _Setting:
         return self.offset + self.rows
 
 
-def _settings(region: Region, kernel: Kernel) -> tuple[_Setting, ...]:
+def _settings(region: Region, kernel: Kernel) -> tuple[Setting, ...]:
     symbolic = any(not isinstance(d, int) for _, t in region.graph.inputs for d in t.shape)
     if region.kind is RegionKind.GEMM:
         if not symbolic:
@@ -102,7 +104,7 @@ def _settings(region: Region, kernel: Kernel) -> tuple[_Setting, ...]:
             rows = [(17, "normal"), (33, "tiny"), (97, "large")]
         else:
             rows = [(1, "normal"), (2, "normal"), (5, "tiny"), (16, "large")]
-        return tuple(_Setting(r, 3, kind) for r, kind in rows)
+        return tuple(Setting(r, 3, kind) for r, kind in rows)
     only_one = not any("L" in str(d) for _, t in region.graph.inputs for d in t.shape)
     if region.kind is RegionKind.ATTENTION:
         if only_one:
@@ -110,13 +112,13 @@ def _settings(region: Region, kernel: Kernel) -> tuple[_Setting, ...]:
         else:
             sizes = [(1, 4), (2, 0), (2, 63), (7, 130), (16, 49), (33, 0), (65, 40)]
         kinds = ("normal", "large", "tiny")
-        return tuple(_Setting(r, o, kinds[i % 3]) for i, (r, o) in enumerate(sizes))
+        return tuple(Setting(r, o, kinds[i % 3]) for i, (r, o) in enumerate(sizes))
     sizes = [(1, 0), (1, 1), (1, 517), (1, 100_003)] if only_one else [(1, 3), (2, 0), (5, 1), (33, 4097)]
     kinds = ("normal", "large", "tiny", "normal")
-    return tuple(_Setting(r, o, kind) for (r, o), kind in zip(sizes, kinds, strict=True))
+    return tuple(Setting(r, o, kind) for (r, o), kind in zip(sizes, kinds, strict=True))
 
 
-def _inputs(rng: Rng, region: Region, kernel: Kernel, setting: _Setting) -> dict[str, Any]:
+def _inputs(rng: Rng, region: Region, kernel: Kernel, setting: Setting) -> dict[str, Any]:
     strided = {o.name for o in kernel.inputs if o.strided}
     symbols = {"L": setting.rows, "T": setting.keys}
     found: dict[str, Any] = {}
@@ -137,16 +139,32 @@ def _inputs(rng: Rng, region: Region, kernel: Kernel, setting: _Setting) -> dict
     return found
 
 
-def make_cases(region: Region, kernel: Kernel, seed: int) -> Iterator[Case]:
-    """The cases for a kernel, drawn from ``seed``. Two weight sets alternate through one kernel."""
-    rng = np.random.default_rng(seed)
-    sets = (_params(rng, region), _params(rng, region))
-    for number, setting in enumerate(_settings(region, kernel)):
-        yield Case(
+@dataclass(frozen=True)
+class Draws:
+    """Draws cases for one kernel from a seed. Two weight sets alternate through the kernel."""
+
+    region: Region
+    kernel: Kernel
+    rng: Rng
+    sets: tuple[Mapping[str, mx.array], Mapping[str, mx.array]]
+
+    @classmethod
+    def start(cls, region: Region, kernel: Kernel, seed: int) -> Draws:
+        rng = np.random.default_rng(seed)
+        return cls(region, kernel, rng, (_params(rng, region), _params(rng, region)))
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """What the kernel is judged on."""
+        return _settings(self.region, self.kernel)
+
+    def draw(self, number: int, setting: Setting) -> Case:
+        """Fresh values for one setting."""
+        return Case(
             f"L={setting.rows} T={setting.keys} {setting.kind}",
             setting.rows,
             setting.offset,
             setting.keys,
-            _inputs(rng, region, kernel, setting),
-            sets[number % 2],
+            _inputs(self.rng, self.region, self.kernel, setting),
+            self.sets[number % 2],
         )

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlx_autoperfect.hookspecs import hookimpl
-from mlx_autoperfect_lm import activate
+from mlx_autoperfect_lm import _sampling, activate
 
-__all__ = ["activate", "autoperfect_cache_types", "autoperfect_caches"]
+__all__ = ["activate", "autoperfect_cache_types", "autoperfect_caches", "autoperfect_optimized"]
 
 
 @hookimpl
@@ -28,3 +28,9 @@ def autoperfect_caches(model: Any) -> Sequence[Any] | None:
     from mlx_lm.models.cache import make_prompt_cache
 
     return list(make_prompt_cache(model))
+
+
+@hookimpl
+def autoperfect_optimized(model: Any) -> None:
+    """Sampling uses the kernel that was proven for this model's logits."""
+    _sampling.attach()

@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "plugins" / "mlx_autoperfect_cpu" / "templates"
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or ""
@@ -35,8 +36,8 @@ struct Step { ap_kernel fn; const ap_array* in; const ap_array* out; const int64
 static double seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
-// Runs the steps in order, `repeats` times, on `threads` threads. best[i] is the shortest time of step i in seconds, from
-// its first thread's start to its last thread's end, so that a thread that is not scheduled cannot hide work of others.
+// Runs the steps in order, `repeats` times, on `threads` threads. best[i] is the shortest time of step i in seconds,
+// from its first thread's start to its last thread's end: a thread that is not scheduled cannot hide work of others.
 extern "C" void ap_drive(const Step* steps, int32_t count, int32_t threads, int32_t repeats, double* best) {
   std::vector<ap_team> teams(count);
   std::vector<double> start(threads), end(threads);
@@ -54,7 +55,10 @@ extern "C" void ap_drive(const Step* steps, int32_t count, int32_t threads, int3
         ap_barrier(&sync);
         if (tid) continue;
         double first = start[0], last = end[0];
-        for (int32_t t = 1; t < threads; ++t) first = first < start[t] ? first : start[t], last = last > end[t] ? last : end[t];
+        for (int32_t t = 1; t < threads; ++t) {
+          first = first < start[t] ? first : start[t];
+          last = last > end[t] ? last : end[t];
+        }
         if (r == 0 || last - first < best[i]) best[i] = last - first;
       }
   };
@@ -211,8 +215,7 @@ class Driver:
             scratch = GuardedBytes(scratch_bytes(sizes))
             bodies = [GuardedBytes(int(np.prod(shape)) * dtype.itemsize) for shape, dtype in call.outputs]
             outputs = [
-                body.body.view(dtype).reshape(shape)
-                for body, (shape, dtype) in zip(bodies, call.outputs, strict=True)
+                body.body.view(dtype).reshape(shape) for body, (shape, dtype) in zip(bodies, call.outputs, strict=True)
             ]
             table_in, keep_in = _describe(call.inputs)
             table_out, keep_out = _describe(outputs)
