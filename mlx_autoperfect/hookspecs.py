@@ -59,7 +59,24 @@ class SequenceSpec:
     symbols: tuple[str, ...]
 
 
-Sequencer = Callable[[list[Any], list[int]], list[Any]]
+class Sequencer(Protocol):
+    """A prepared sequence."""
+
+    def __call__(self, inputs: list[Any], symbols: list[int]) -> list[Any]:
+        """The lazy outputs. Raises ``ValueError`` when an input does not have the dtype or shape of its slot."""
+
+    def bind(self, params: Sequence[ParamSlot], guards: Sequence[Guard]) -> Bound:
+        """Fixes where the last inputs come from.
+
+        Args:
+            params: ``(owner, key)`` of each, looked up in the owning dict at every call.
+            guards: ``(owner, key, expected)``: a call raises ``ValueError`` when an entry is another object.
+        """
+
+
+ParamSlot = tuple[Any, str]
+Guard = tuple[Any, str | int, Any]
+Bound = Callable[[list[Any], list[int]], list[Any]]
 
 
 class Backend(Protocol):
@@ -82,10 +99,7 @@ class Backend(Protocol):
         """Compiles and loads; an opaque executable or a :class:`Failure` per source."""
 
     def sequence(self, spec: SequenceSpec) -> Sequencer:
-        """Prepares a sequence; calling it with inputs and symbol values gives the lazy outputs.
-
-        Calling raises ``ValueError`` when an input does not have the dtype or shape of its slot.
-        """
+        """Prepares a sequence."""
 
     def poison(self, pattern: int | None) -> None:
         """From now on outputs are filled with this byte before kernels run; ``None`` stops that."""

@@ -226,3 +226,8 @@ def regions_of(spec: Spec) -> Iterator[tuple[str, Any]]:
                 if region.signature not in seen:
                     seen.add(region.signature)
                     yield f"{name}.{what}.{region.name}", region
+
+
+def stored(cache: Any) -> tuple[mx.array, mx.array]:
+    """What a plain key/value cache holds: keys and values up to its offset."""
+    return cache.keys[..., : cache.offset, :], cache.values[..., : cache.offset, :]

@@ -12,18 +12,26 @@ from mlx_autoperfect.runtime.dispatch import Forwards
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
-COLUMNS = ("region", "anchor", "weights", "saves per call", "verdict", "error, ulp", "stock's, ulp", "reads")
+COLUMNS = ("region", "anchor", "weights", "saves per call", "verdict", "cases", "error, ulp", "stock's", "reads")
+_VERDICT = COLUMNS.index("verdict")
+_NEVER_WRAPPED = 3
+_WIDE = 150
 _NOTES = (
-    "ulp: units in the last place of a row's largest value, against float64. Saved bytes: a size that only a call",
-    "decides counts as 128 rows or 1024 keys.",
+    "ulp: units in the last place of a row's largest value, against float64.",
+    "saves: bytes of intermediate results; a size that only a call decides counts as 128 rows or 1024 keys.",
     "Linear layers alone are the fallback for calls that a block's own kernels do not cover (batches, other caches).",
 )
 
 
 def explain_text(analysis: Analysis, forwards: Mapping[str, Forwards] | None = None) -> str:
     """Block -> region -> kernel, the judge's verdicts, and why the rest is not fused, as plain text."""
-    report = summarize(analysis, forwards)
+    return report_text(summarize(analysis, forwards))
+
+
+def report_text(report: Report) -> str:
+    """A report as plain text."""
     lines = [headline(report), ""]
     for section in report.sections:
         lines += [section.title, *_body(section), ""]
@@ -31,25 +39,35 @@ def explain_text(analysis: Analysis, forwards: Mapping[str, Forwards] | None = N
 
 
 def print_report(report: Report, console: Console) -> None:
-    """The same on a terminal, with tables."""
-    from rich.table import Table
-
+    """The same with tables on a terminal, where the last column needs a wide one; elsewhere as plain text."""
+    if not console.is_terminal:
+        console.print(report_text(report), end="", markup=False, soft_wrap=True)
+        return
+    shown = len(COLUMNS) if console.width >= _WIDE else len(COLUMNS) - 1
     console.print(headline(report), style="bold", markup=False)
     for section in report.sections:
-        console.print(f"\n{section.title}", style="bold cyan", markup=False, soft_wrap=True)
+        console.print(f"\n{section.title}", style="bold cyan", markup=False)
         for variant, notes in _variants(section):
-            table = Table(*COLUMNS, title=variant.rows, title_justify="left", title_style="italic", box=None)
-            for region in variant.regions:
-                style = "green" if region.verdict == "PASSED" else "yellow"
-                cells = list(cells_of(region))
-                cells[4] = f"[{style}]{cells[4]}[/]"
-                table.add_row(*cells)
-            console.print(table)
+            console.print(_table(variant, shown))
             for note in notes:
-                console.print(f"  {note}", style="dim", markup=False, soft_wrap=True)
+                console.print(f"  {note}", style="dim", markup=False)
     console.print()
     for line in endnotes(report):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, markup=False)
+
+
+def _table(variant: VariantReport, shown: int) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=variant.rows, title_justify="left", title_style="italic", box=None)
+    for index, column in enumerate(COLUMNS[:shown]):
+        table.add_column(column, no_wrap=index < _NEVER_WRAPPED)
+    for region in variant.regions:
+        cells = [Text(cell) for cell in cells_of(region)[:shown]]
+        cells[_VERDICT].stylize("green" if region.verdict == "PASSED" else "yellow")
+        table.add_row(*cells)
+    return table
 
 
 def headline(report: Report) -> str:
@@ -72,13 +90,14 @@ def cells_of(region: RegionReport) -> tuple[str, ...]:
     """One row of the table."""
     launches = f"{region.launches_saved} launch{'es' * (region.launches_saved > 1)}"
     reads = (f"{count} x {type_}" if count > 1 else type_ for type_, count in Counter(region.inputs).items())
-    verdict = f"{region.verdict} ({region.cases} cases{', stored' * region.stored})" if region.cases else region.verdict
+    cases = f"{region.cases}{', stored' * region.stored}" if region.cases else ""
     return (
         region.name,
         region.anchor or "-",
         bytes_text(region.weight_bytes) if region.weight_bytes else "",
         f"{launches}, {bytes_text(region.bytes_saved)}" if region.launches_saved else "",
-        verdict,
+        region.verdict,
+        cases,
         "" if region.worst_ulp is None else f"{region.worst_ulp:.3g}",
         "" if region.stock_ulp is None else f"{region.stock_ulp:.3g}",
         " ".join(reads),

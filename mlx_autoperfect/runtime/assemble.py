@@ -20,7 +20,7 @@ from mlx_autoperfect.graph.graph import Graph, Node, Param
 from mlx_autoperfect.graph.on_mlx import TABLE, bind_param, constant
 from mlx_autoperfect.graph.interpret import run as run_graph
 from mlx_autoperfect.graph.ops import OpClass
-from mlx_autoperfect.hookspecs import Backend, Launch, Sequencer, SequenceSpec, Slot
+from mlx_autoperfect.hookspecs import Backend, Guard, Launch, Sequencer, SequenceSpec, Slot
 from mlx_autoperfect.kernel.abi import flatten
 from mlx_autoperfect.kernel.ir import Kernel
 from mlx_autoperfect.runtime.stages import BlockStage, CacheStage, Forward, KernelStage, Stage, StockStage
@@ -56,6 +56,19 @@ def slots_of(root: nn.Module, params: Sequence[Param]) -> tuple[tuple[Any, str],
             owner_path, _, key = param.path.rpartition(".")
             found.append((module_at(root, owner_path), key))
     return tuple(found)
+
+
+def guards_of(root: nn.Module, params: Sequence[Param]) -> tuple[Guard, ...]:
+    """The modules on the way to each parameter: replacing one (an adapter, say) must be noticed."""
+    found: dict[tuple[int, str | int], Guard] = {}
+    for param in params:
+        path = param.path if param.parts else param.path.rpartition(".")[0]
+        owner: Any = root
+        for part in path.split(".") if path else ():
+            key: str | int = int(part) if isinstance(owner, list) else part
+            found[id(owner), key] = (owner, key, owner[key])
+            owner = owner[key]
+    return tuple(found.values())
 
 
 @dataclass
@@ -182,7 +195,9 @@ class _Assembler:
         results = tuple(self.slot(v) for v in sequence.results)
         self.kernels += [region.name for region, _ in done]
         self.steps.append(
-            lambda module: KernelStage(sequence.run, values, slots_of(module, sequence.params), results)
+            lambda module: KernelStage(
+                sequence.run.bind(slots_of(module, sequence.params), guards_of(module, sequence.params)), values, results
+            )
         )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlx_autoperfect.hookspecs import Sequencer
+from mlx_autoperfect.hookspecs import Bound
 
 Values = list[Any]
 # (values, symbol values, caches by block)
@@ -22,21 +22,17 @@ class KernelStage:
     """Runs a sequence of kernels as one node.
 
     Attributes:
-        run: the prepared sequence.
+        run: the prepared sequence, bound to the module's parameters.
         values: which values it reads.
-        params: ``(module, key)`` of each parameter it reads; looked up at every call, so that replaced
-            weights are seen.
         results: where its outputs go.
     """
 
-    run: Sequencer
+    run: Bound
     values: tuple[int, ...]
-    params: tuple[tuple[Any, str], ...]
     results: tuple[int, ...]
 
     def __call__(self, values: Values, symbols: list[int], _: Any) -> None:
         arrays = [values[i] for i in self.values]
-        arrays += [module[key] for module, key in self.params]
         for index, array in zip(self.results, self.run(arrays, symbols), strict=True):
             values[index] = array
 

@@ -12,7 +12,7 @@ from typing import Any
 from mlx_autoperfect.codegen.source import Source
 from mlx_autoperfect.errors import Failure
 from mlx_autoperfect.graph.types import Dim, evaluate
-from mlx_autoperfect.hookspecs import Sequencer, SequenceSpec, Slot
+from mlx_autoperfect.hookspecs import Bound, Guard, ParamSlot, Sequencer, SequenceSpec, Slot
 from mlx_autoperfect.kernel.ir import AttentionAnchor, Gemm, Kernel, MatVec
 from mlx_autoperfect_cpu.build import TEMPLATES, Library, SourceUnit, _digest_headers
 from mlx_autoperfect_cpu.extension import Backend as Native
@@ -45,6 +45,20 @@ def _dim(dim: Dim) -> tuple[int, int]:
 
 def _dims(slot: Slot) -> list[tuple[int, int]]:
     return [_dim(dim) for dim in slot.shape]
+
+
+@dataclass(frozen=True)
+class CpuSequence:
+    """A native plan as the core's :class:`~mlx_autoperfect.hookspecs.Sequencer`."""
+
+    plan: Callable[[list[Any], list[int]], list[Any]]
+    bound: Callable[..., Bound]
+
+    def __call__(self, inputs: list[Any], symbols: list[int]) -> list[Any]:
+        return self.plan(inputs, symbols)
+
+    def bind(self, params: Sequence[ParamSlot], guards: Sequence[Guard]) -> Bound:
+        return self.bound(self.plan, list(params), list(guards))
 
 
 class CpuBackend:
@@ -100,10 +114,11 @@ class CpuBackend:
         temporaries = [(s.dtype.mlx, _dims(s)) for s in spec.temporaries]
         name = "+".join(launch.executable.kernel.name for launch in spec.launches)
         keep = tuple(launch.executable.library for launch in spec.launches)
-        plan: Sequencer = self._native.module.Plan(
+        module = self._native.module
+        plan = module.Plan(
             steps=steps, inputs=inputs, outputs=outputs, temporaries=temporaries, name=name, keep=keep
         )
-        return plan
+        return CpuSequence(plan, module.Bound)
 
     def poison(self, pattern: int | None) -> None:
         self._native.module.set_poison(pattern)

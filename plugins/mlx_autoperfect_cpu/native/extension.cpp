@@ -89,7 +89,14 @@ class PyPlan {
   }
 
   nb::list call(nb::handle inputs, nb::handle symbols, nb::handle stream) const {
-    std::vector<mx::array> arrays = to_arrays(inputs);
+    std::vector<mx::array> arrays;
+    arrays.reserve(plan_->inputs.size());
+    append_arrays(inputs, plan_->inputs.size(), arrays);
+    return run(std::move(arrays), symbols, stream);
+  }
+
+  // The node's outputs for all of its inputs.
+  nb::list run(std::vector<mx::array> arrays, nb::handle symbols, nb::handle stream) const {
     std::vector<int64_t> values = to_symbols(symbols);
     plan_->check(arrays, values);
     auto shapes = plan_->output_shapes(values);
@@ -102,25 +109,27 @@ class PyPlan {
 
   const Plan& plan() const { return *plan_; }
 
- private:
-  std::vector<mx::array> to_arrays(nb::handle inputs) const {
+  // Appends `wanted` arrays of a list or tuple to `arrays`.
+  void append_arrays(nb::handle inputs, size_t wanted, std::vector<mx::array>& arrays) const {
     nb::object fast = nb::steal(PySequence_Fast(inputs.ptr(), "inputs must be a list or tuple of arrays"));
     if (!fast.is_valid()) nb::raise_python_error();
     const auto count = static_cast<size_t>(PySequence_Fast_GET_SIZE(fast.ptr()));
-    if (count != plan_->inputs.size())
-      detail::fail(*plan_, "expected " + std::to_string(plan_->inputs.size()) + " inputs, got " + std::to_string(count));
-    std::vector<mx::array> arrays;
-    arrays.reserve(count);
+    if (count != wanted)
+      detail::fail(*plan_, "expected " + std::to_string(wanted) + " inputs, got " + std::to_string(count));
     PyObject** items = PySequence_Fast_ITEMS(fast.ptr());
-    for (size_t i = 0; i < count; ++i) {
-      mx::array* array = nullptr;
-      if (!nb::try_cast<mx::array*>(nb::handle(items[i]), array, false) || array == nullptr)
-        detail::fail(*plan_, detail::operand_label(*plan_, i) + ": expected an mlx.core.array, got " +
-                                 nb::cast<std::string>(nb::str(nb::type_name(nb::handle(items[i]).type()))));
-      arrays.push_back(*array);
-    }
-    return arrays;
+    for (size_t i = 0; i < count; ++i) arrays.push_back(to_array(nb::handle(items[i]), arrays.size()));
   }
+
+  // The array that a Python object is; `i` is its place among the inputs, for the error.
+  const mx::array& to_array(nb::handle item, size_t i) const {
+    mx::array* array = nullptr;
+    if (!nb::try_cast<mx::array*>(item, array, false) || array == nullptr)
+      detail::fail(*plan_, detail::operand_label(*plan_, i) + ": expected an mlx.core.array, got " +
+                               nb::cast<std::string>(nb::str(nb::type_name(item.type()))));
+    return *array;
+  }
+
+ private:
 
   std::vector<int64_t> to_symbols(nb::handle symbols) const {
     auto values = nb::cast<std::vector<int64_t>>(symbols);
@@ -143,6 +152,57 @@ class PyPlan {
 
   std::shared_ptr<const Plan> plan_;
   nb::object keep_;
+};
+
+// A plan whose last inputs are parameters: entries of dicts (or lists), looked up at every call, so that a replaced
+// parameter is seen. Guards are entries that must still hold the same object, such as the modules on the way.
+class PyBound {
+ public:
+  PyBound(nb::object plan, const std::vector<nb::tuple>& params, const std::vector<nb::tuple>& guards)
+      : keep_(std::move(plan)), plan_(nb::cast<const PyPlan&>(keep_)) {
+    for (const nb::tuple& item : params) params_.push_back({item[0], item[1], find(item[0], item[1])});
+    for (const nb::tuple& item : guards) guards_.push_back({item[0], item[1], item[2]});
+    if (params_.size() > plan_.plan().inputs.size())
+      detail::fail(plan_.plan(), "more parameters than inputs");
+    own_ = plan_.plan().inputs.size() - params_.size();
+  }
+
+  nb::list call(nb::handle inputs, nb::handle symbols, nb::handle stream) {
+    for (const Entry& guard : guards_)
+      if (find(guard.owner, guard.key).ptr() != guard.value.ptr())
+        detail::fail(plan_.plan(), "a module of the model was replaced: " + nb::cast<std::string>(nb::str(guard.key)));
+    std::vector<mx::array> arrays;
+    arrays.reserve(own_ + params_.size());
+    plan_.append_arrays(inputs, own_, arrays);
+    for (Entry& entry : params_) {
+      nb::handle now = find(entry.owner, entry.key);
+      if (now.ptr() != entry.value.ptr()) entry.value = nb::borrow(now);
+      arrays.push_back(plan_.to_array(entry.value, arrays.size()));
+    }
+    return plan_.run(std::move(arrays), symbols, stream);
+  }
+
+ private:
+  struct Entry {
+    nb::object owner, key, value;
+  };
+
+  // owner[key] of a dict or list, borrowed; throws if there is no such entry.
+  nb::object find(const nb::object& owner, const nb::object& key) const {
+    PyObject* found = nullptr;
+    if (PyDict_Check(owner.ptr())) found = PyDict_GetItemWithError(owner.ptr(), key.ptr());
+    else if (PyList_Check(owner.ptr())) found = PyList_GetItem(owner.ptr(), PyLong_AsSsize_t(key.ptr()));
+    if (found == nullptr) {
+      PyErr_Clear();
+      detail::fail(plan_.plan(), "the model no longer has " + nb::cast<std::string>(nb::str(key)));
+    }
+    return nb::borrow(found);
+  }
+
+  nb::object keep_;
+  const PyPlan& plan_;
+  std::vector<Entry> params_, guards_;
+  size_t own_ = 0;
 };
 
 void set_poison(std::optional<int32_t> pattern) {
@@ -174,6 +234,10 @@ NB_MODULE(AP_MODULE_NAME, m) {
         return "Plan(" + plan.name + ", " + std::to_string(plan.steps.size()) + " steps, " +
                std::to_string(plan.inputs.size()) + " inputs, " + std::to_string(plan.outputs.size()) + " outputs)";
       });
+  nb::class_<PyBound>(m, "Bound")
+      .def(nb::init<nb::object, const std::vector<nb::tuple>&, const std::vector<nb::tuple>&>(), "plan"_a, "params"_a,
+           "guards"_a)
+      .def("__call__", &PyBound::call, "inputs"_a, "symbols"_a = nb::tuple(), "stream"_a = nb::none());
   m.def("set_poison", &set_poison, "pattern"_a.none());
   m.def("set_threads", &set_threads, "threads"_a);
   m.def("threads", [] { return default_threads.load(); });
