@@ -26,7 +26,9 @@ from mlx_autoperfect.kernel.lower import lower
 from mlx_autoperfect.passes.driver import Applied, canonicalize
 from mlx_autoperfect.runtime.assemble import Plan, Proven, assemble
 from mlx_autoperfect.store.verdicts import VerdictStore
-from mlx_autoperfect.verify.judge import Verdict, verify
+from mlx_autoperfect.verify.judge import Verdict
+from mlx_autoperfect.verify.pool import judge_all
+from mlx_autoperfect.verify.request import Request
 
 
 @dataclass(frozen=True)
@@ -254,20 +256,32 @@ class Pipeline:
         wanted = [k for k, v in verdicts.items() if v is None or v.passed]
         built = dict(zip(wanted, self._build([rendered[k] for k in wanted]), strict=True))
         fresh = [k for k in wanted if verdicts[k] is None and not isinstance(built[k], Failure)]
+        identities = [_identity(rendered[k], fingerprint_) for k in fresh]
+        judged = self._judge([self._request(jobs[k], rendered[k]) for k in fresh], identities)
+        found = {**verdicts, **dict(zip(fresh, judged, strict=True))}
         for key, outcome in rendered.items():
-            executable, verdict = built.get(key), verdicts[key]
+            executable, verdict_ = built.get(key), found[key]
             if isinstance(executable, Failure):
                 self.analysis.outcomes[key] = Outcome(outcome.kernel, outcome.source, failure=executable)
-                continue
-            stored = verdict is not None
-            if verdict is None:
-                self.progress("verify", fresh.index(key), len(fresh))
-                assert outcome.kernel is not None
-                verdict = verify(jobs[key].region, outcome.kernel, executable, self.backend)
-                self.store.save(_identity(outcome, fingerprint_), verdict)
-            self.analysis.outcomes[key] = _judged(outcome, verdict, executable, stored)
-        if fresh:
-            self.progress("verify", len(fresh), len(fresh))
+            elif verdict_ is not None:
+                self.analysis.outcomes[key] = _judged(outcome, verdict_, executable, key not in fresh)
+
+    def _request(self, job: Job, outcome: Outcome) -> Request:
+        assert outcome.kernel is not None and outcome.source is not None
+        return Request(job.region, outcome.kernel, outcome.source)
+
+    def _judge(self, requests: Sequence[Request], identities: Sequence[str]) -> list[Verdict]:
+        """Verdicts of the guarded workers, in order; each is stored as it comes, so that Ctrl-C loses none."""
+        found: dict[int, Verdict] = {}
+
+        def done(index: int, verdict: Verdict) -> None:
+            found[index] = verdict
+            self.store.save(identities[index], verdict)
+            self.progress("verify", len(found), len(requests))
+
+        if requests:
+            judge_all(requests, done)
+        return [found[index] for index in range(len(requests))]
 
     def _render(self, job: Job) -> Outcome:
         kernel = lower(job.region, many_rows=job.many_rows)
