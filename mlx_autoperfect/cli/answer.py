@@ -91,9 +91,12 @@ def main() -> None:
     answer = _generate(model, tokenizer, args.prompt, args.max_tokens, lambda text: _say("token", text=text))
     _say("answer", resident_gb=_resident_gb(), **answer)
     if args.measure_tokens:
-        measured = _generate(model, tokenizer, LONG_PROMPT, args.measure_tokens, lambda text: _say("progress"))
+        measured = _generate(model, tokenizer, LONG_PROMPT, args.measure_tokens, lambda _: None)
         _say("measured", **measured)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

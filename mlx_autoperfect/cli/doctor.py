@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from mlx_autoperfect.settings import Settings
 
 HOOK = "mlx_autoperfect.pth"
-# Columns for output that goes to a file or another program: lines stay whole.
-_UNLIMITED = 10_000
 
 
 @runtime_checkable
@@ -163,16 +161,15 @@ def _in_force(settings: Settings) -> dict[str, str]:
 
 
 def _print(diagnosis: Diagnosis) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from mlx_autoperfect.cli.screen import output_console
 
     table = Table.grid(padding=(0, 2))
     for label, text in _rows(diagnosis):
         table.add_row(Text(label, "bold", no_wrap=True), Text(text, overflow="fold"))
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = _UNLIMITED
+    console = output_console()
     console.print(table)
     if diagnosis.problem:
         console.print(f"not ready: {diagnosis.problem}", style="red", markup=False, soft_wrap=True)

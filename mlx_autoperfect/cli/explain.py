@@ -34,10 +34,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         AutoperfectError: the model cannot be loaded, or no backend works here.
     """
-    from rich.console import Console
-
     from mlx_autoperfect.api import analyze
-    from mlx_autoperfect.cli.loading import load_lazily, pipeline_progress
+    from mlx_autoperfect.cli.loading import load_lazily
+    from mlx_autoperfect.cli.screen import output_console, pipeline_progress
     from mlx_autoperfect.report import debug_text, summarize
     from mlx_autoperfect.report.text import print_report
     from mlx_autoperfect.settings import Settings
@@ -49,6 +48,6 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(asdict(report), indent=2))
     else:
-        print_report(report, Console(highlight=False))
+        print_report(report, output_console())
     sys.stderr.write(debug_text(analysis, Settings.from_env().debug))
     return 1 if report.rejected else 0

@@ -1,17 +1,11 @@
-"""What the commands that look at a model share: loading it, and progress on a terminal."""
+"""Loading a model for the commands that look at one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from mlx_autoperfect.errors import ModelError
-from mlx_autoperfect.pipeline import Progress as Report
 from mlx_autoperfect.settings import Settings
 
 
@@ -52,17 +46,3 @@ def load_lazily(name: str) -> Any:
     except Exception as error:  # whatever a damaged or unknown model makes mlx-lm raise
         text = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(f"mlx-lm cannot load {path}: {text}") from None
-
-
-@contextmanager
-def pipeline_progress(label: str) -> Iterator[Report]:
-    """A bar on standard error for the pipeline's stages; nothing where that is no terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(label, total=None)
-
-        def report(stage: str, done: int, total: int) -> None:
-            progress.update(task, description=f"{label}: {stage}", completed=done, total=total)
-
-        yield report

@@ -4,31 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import secrets
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
     from mlx_autoperfect.hookspecs import Backend
-    from mlx_autoperfect.pipeline import Analysis, Progress
+    from mlx_autoperfect.pipeline import Analysis
     from mlx_autoperfect.verify.judge import Verdict
+    from mlx_autoperfect.verify.request import Request
 
-
-@dataclass(frozen=True)
-class Judged:
-    """A kernel and what the judge says about it now; ``problem`` is why it could not be built."""
-
-    region: str
-    anchor: str
-    verdict: Verdict | None
-    problem: str = ""
-
-    @property
-    def passed(self) -> bool:
-        return self.verdict is not None and self.verdict.passed
+    Done = Callable[[int, Verdict], None]
 
 
 def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -40,26 +27,11 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         "earlier runs are neither used nor changed.",
     )
     parser.add_argument("model", metavar="MODEL", help="a model folder, a fetched model's name, or a hub repository")
-    parser.add_argument("--seed", type=int, metavar="N", help="draw the cases from this seed; default: a fresh one")
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="replay the cases of this seed, unguarded, in this process"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
-
-
-def judge_all(analysis: Analysis, backend: Backend, seed: int, progress: Progress) -> Iterator[Judged]:
-    """Judges every kernel that was rendered, also those that a stored verdict keeps from being used."""
-    from mlx_autoperfect.errors import Failure
-    from mlx_autoperfect.verify.judge import verify
-
-    jobs = analysis.jobs()
-    rendered = [(jobs[key].region, o.kernel, o.source) for key, o in analysis.outcomes.items() if o.source and o.kernel]
-    built = backend.build([source for _, _, source in rendered])
-    for done, ((region, kernel, _), executable) in enumerate(zip(rendered, built, strict=True)):
-        progress("verify", done, len(rendered))
-        name = region.name or "linear"
-        if isinstance(executable, Failure):
-            yield Judged(name, kernel.anchor.name, None, str(executable))
-        else:
-            yield Judged(name, kernel.anchor.name, verify(region, kernel, executable, backend, seed))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -72,53 +44,81 @@ def run(args: argparse.Namespace) -> int:
         AutoperfectError: the model cannot be loaded, or no backend works here.
     """
     from mlx_autoperfect.api import analyze
-    from mlx_autoperfect.cli.loading import load_lazily, pipeline_progress
+    from mlx_autoperfect.cli.loading import load_lazily
+    from mlx_autoperfect.cli.screen import pipeline_progress
 
-    seed = secrets.randbits(32) if args.seed is None else args.seed
     model = load_lazily(args.model)
     with pipeline_progress("verifying") as progress:
         analysis, backend, _ = analyze(model, progress=progress)
-        judged = list(judge_all(analysis, backend, seed, progress))
-    failed = [item for item in judged if not item.passed]
-    if args.json:
-        _print_json(judged, seed)
-    else:
-        _print_table(judged)
-        print(f"{len(judged) - len(failed)} of {len(judged)} kernels passed; cases from --seed {seed}")
-    return 1 if failed else 0
+        requests = rendered_kernels(analysis)
+        verdicts: dict[int, Verdict] = {}
+
+        def done(index: int, verdict: Verdict) -> None:
+            verdicts[index] = verdict
+            progress("judging again", len(verdicts), len(requests))
+
+        judge_again(requests, backend, args.seed, done)
+    judged = [(request, verdicts[index]) for index, request in enumerate(requests)]
+    (_print_json if args.json else _print_table)(judged)
+    return 0 if all(verdict.passed for _, verdict in judged) else 1
 
 
-def _verdict(item: Judged) -> str:
-    if item.verdict is None:
-        return item.problem
-    return "PASSED" if item.verdict.passed else f"{item.verdict.reason}: {item.verdict.detail}"
+def rendered_kernels(analysis: Analysis) -> list[Request]:
+    """Every kernel with a source, also those that a stored verdict keeps from being used."""
+    from mlx_autoperfect.verify.request import Request
+
+    jobs = analysis.jobs()
+    pairs = [(jobs[key].region, outcome) for key, outcome in analysis.outcomes.items()]
+    return [Request(region, o.kernel, o.source) for region, o in pairs if o.kernel and o.source]
 
 
-def _print_json(judged: list[Judged], seed: int) -> None:
+def judge_again(requests: Sequence[Request], backend: Backend, seed: int | None, done: Done) -> None:
+    """Judges in guarded processes, as before a kernel's first use; with a seed in this process, to replay cases."""
+    from mlx_autoperfect.errors import Failure
+    from mlx_autoperfect.verify.judge import Verdict, verify
+    from mlx_autoperfect.verify.pool import judge_all
+
+    if seed is None:
+        judge_all(requests, done)
+        return
+    built = backend.build([request.source for request in requests])
+    for index, (request, executable) in enumerate(zip(requests, built, strict=True)):
+        if isinstance(executable, Failure):
+            verdict = Verdict(executable.reason.value, executable.detail, 0, 0.0, 0.0, seed, request.kernel.name)
+        else:
+            verdict = verify(request.region, request.kernel, executable, backend, seed)
+        done(index, verdict)
+
+
+def _print_json(judged: Sequence[tuple[Request, Verdict]]) -> None:
     kernels = [
         {
-            "region": item.region,
-            "anchor": item.anchor,
-            "passed": item.passed,
-            "cases": item.verdict.cases if item.verdict else 0,
-            "worst_ulp": item.verdict.worst if item.verdict else None,
-            "stock_ulp": item.verdict.stock if item.verdict else None,
-            "verdict": _verdict(item),
+            "region": request.region.name,
+            "signature": request.region.signature,
+            "anchor": request.kernel.anchor.name,
+            "verdict": verdict.reason or "PASSED",
+            "detail": verdict.detail,
+            "cases": verdict.cases,
+            "worst_ulp": verdict.worst,
+            "stock_ulp": verdict.stock,
+            "seed": verdict.seed,
         }
-        for item in judged
+        for request, verdict in judged
     ]
-    print(json.dumps({"seed": seed, "kernels": kernels}, indent=2))
+    print(json.dumps({"kernels": kernels}, indent=2))
 
 
-def _print_table(judged: list[Judged]) -> None:
-    from rich.console import Console
+def _print_table(judged: Sequence[tuple[Request, Verdict]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("region", "anchor", "cases", "worst ulp", "stock ulp", "verdict", box=None)
-    for item in judged:
-        figures = ("", "", "")
-        if item.verdict is not None:
-            figures = (str(item.verdict.cases), f"{item.verdict.worst:.3g}", f"{item.verdict.stock:.3g}")
-        table.add_row(item.region, item.anchor, *figures, Text(_verdict(item), "green" if item.passed else "red"))
-    Console(highlight=False).print(table)
+    from mlx_autoperfect.cli.screen import output_console
+
+    table = Table("region", "anchor", "cases", "worst ulp", "stock ulp", "seed", "verdict", box=None)
+    for request, verdict in judged:
+        text = Text("PASSED", "green") if verdict.passed else Text(f"{verdict.reason}: {verdict.detail}", "red")
+        figures = (str(verdict.cases), f"{verdict.worst:.3g}", f"{verdict.stock:.3g}", str(verdict.seed))
+        table.add_row(request.region.name or "linear", request.kernel.anchor.name, *figures, text)
+    output_console().print(table)
+    passed = sum(verdict.passed for _, verdict in judged)
+    print(f"{passed} of {len(judged)} kernels passed")

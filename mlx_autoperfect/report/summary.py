@@ -17,8 +17,8 @@ from mlx_autoperfect.pipeline import VARIANTS, Analysis, Captured, Job, Outcome,
 from mlx_autoperfect.runtime.dispatch import Forwards
 
 ROWS = {"one": "1 row (decode)", "few": "2 to 16 rows", "many": "17 rows and more (prompt)"}
-# A linear layer alone has no variant of its own for one row.
-LINEAR_ROWS = {**ROWS, "few": "1 to 16 rows"}
+# What has no variant of its own for one row, such as a linear layer alone.
+UNSPLIT_ROWS = {**ROWS, "few": "1 to 16 rows"}
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Section:
 
     Attributes:
         title: which modules, and how many.
-        role: ``root``, ``block`` or ``linear`` (a fallback, used where a block's own kernels are not).
+        role: ``root``, ``block``, ``linear`` (a fallback, used where a block's own kernels are not) or ``other``.
         modules: how many.
         variants: by number of rows; empty when the module could not be captured.
     """
@@ -148,12 +148,14 @@ def _sections(analysis: Analysis) -> tuple[Section, ...]:
         names = ", ".join(dict.fromkeys(path.rpartition(".")[2] for path in paths))
         title = f"{len(paths)} linear layer{'s' * (len(paths) > 1)} ({names})"
         found.append(Section(title, "linear", len(paths), _variants(analysis, what)))
-    return tuple(found)
+    listed = {"root", *analysis.kind_of_block, *(what for _, _, what in analysis.leaves)}
+    others = {what: captured.name for (what, _), captured in analysis.graphs.items() if what not in listed}
+    return (*found, *(Section(name, "other", 1, _variants(analysis, what)) for what, name in others.items()))
 
 
 def _variants(analysis: Analysis, what: str) -> tuple[VariantReport, ...]:
     captured = [analysis.graphs.get((what, variant.name)) for variant in VARIANTS]
-    rows = LINEAR_ROWS if any(kind == what for _, _, kind in analysis.leaves) else ROWS
+    rows = ROWS if (what, "one") in analysis.graphs else UNSPLIT_ROWS
     return tuple(_variant(analysis, item, rows[item.variant.name]) for item in captured if item is not None)
 
 

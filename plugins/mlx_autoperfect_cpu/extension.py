@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
 from dataclasses import dataclass
 from functools import cache
@@ -24,6 +25,8 @@ _NAME = "mlx_autoperfect_native"
 _DEFINES = ("-DNDEBUG", "-DNB_COMPACT_ASSERTIONS", "-DNB_DOMAIN=mlx", f"-DAP_MODULE_NAME={_NAME}")
 _SIZE = ("-fvisibility=hidden", "-fno-strict-aliasing", "-ffunction-sections", "-fdata-sections")
 _LOADING = Lock()
+_DRAIN_SECONDS = 10.0
+"""How long the end of the process waits for kernels that are still queued (see ``native/drain.h``)."""
 _RUNTIME = '#include "nb_combined.cpp"\n'
 
 
@@ -69,6 +72,7 @@ def _load_backend() -> Backend | Failure:
     if isinstance(module, Failure):
         return module
     module.set_threads(settings.threads or usable_cores())
+    atexit.register(module.drain, _DRAIN_SECONDS)
     return Backend(toolchain, cache, module)
 
 

@@ -74,6 +74,15 @@ extern "C" void late(const ap_ctx* c) {
 extern "C" void nothing(const ap_ctx*) {}
 """
 
+SLOW = """
+#include <unistd.h>
+#include "abi.h"
+extern "C" void slow(const ap_ctx*) {
+  usleep(200000);
+  if (write(1, "done\\n", 5) != 5) _exit(3);
+}
+"""
+
 N = (1, 0)
 VECTOR = (mx.float32, 1, [N], True)
 
@@ -163,8 +172,8 @@ def test_inside_shapeless_compile_symbols_follow_the_inputs(sum3: Any) -> None:
 
 def test_compile_keeps_nodes_apart_that_differ_in_symbols(native: ModuleType, library: Library) -> None:
     plan = native.Plan([(library.address("report"), [0], [1], 0, [])], [VECTOR], [(mx.float32, [(4, -1)])])
-    function = mx.compile(lambda x: [plan([x], [1, 5])[0], plan([x], [1, 5])[0], plan([x], [1, 6])[0]])
-    assert [out.tolist()[1] for out in function(vector(1))] == [5, 5, 6]
+    function = mx.compile(lambda x: [plan([x], [1, n])[0] + x for n in (5, 5, 6)])
+    assert [out.tolist()[1] for out in function(vector(1))] == [6, 6, 7]
 
 
 def test_multiple_outputs_and_dropped_ones(native: ModuleType, library: Library) -> None:
@@ -461,6 +470,22 @@ def test_inputs_are_kept_until_the_kernel_ran(sum3: Any) -> None:
         del x
     for i, out in enumerate(outs):
         assert mx.all(out == 4 * i + 1).item()
+
+
+def test_the_end_of_the_process_waits_for_queued_work(backend: Backend) -> None:
+    code = f"""
+import mlx.core as mx
+from mlx_autoperfect_cpu.build import SourceUnit
+from mlx_autoperfect_cpu.extension import load_backend
+backend = load_backend()
+source = {SLOW!r}
+library = backend.cache.compile_and_load([SourceUnit("slow", source)], backend.toolchain)[0]
+plan = backend.module.Plan([(library.address("slow"), [], [0], 0, [], 1)], [], [(mx.uint8, [(1, -1)])])
+mx.async_eval([plan([], [])[0] for _ in range(3)])
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "done\n" * 3
 
 
 def test_other_versions_make_another_extension(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from mlx_autoperfect.graph import ops
 from mlx_autoperfect.graph.graph import Graph
 from mlx_autoperfect.graph.on_float64 import run_on_float64
 from mlx_autoperfect.graph.spec import check_graph
+from mlx_autoperfect.graph.text import parse_graph
 from mlx_autoperfect.passes.driver import canonicalize
 from mlx_autoperfect.passes.rules import TABLES
 
@@ -101,9 +102,6 @@ IDIOMS: dict[str, Idiom] = {
         lambda x: mx.exp(mx.unflatten(x, 2, (4, 6)).reshape(2, 5, 24)), (X,), set(),
         (ops.Reshape((2, 5, 4, 6)), ops.Reshape(X), ops.Unary("exp")),
     ),
-    "cast to the same": Idiom(
-        lambda x: mx.exp(mx.depends([x], [x])[0].astype(mx.float32)), (X,), set(), (ops.Unary("exp"),)
-    ),
 }  # fmt: skip
 
 
@@ -177,7 +175,7 @@ NEAR_MISSES: dict[str, tuple[Function, tuple[tuple[int, ...], ...], type[ops.Op]
         lambda x, e: x * mx.rsqrt(mx.mean(mx.square(x), axis=-1, keepdims=True) + e), (X, ROW), ops.RmsNorm
     ),
     "norm whose squares are used": (
-        lambda x: [_rms(x), mx.square(x)], (X,), ops.RmsNorm
+        lambda x: (lambda s: [x * mx.rsqrt(mx.mean(s, -1, keepdims=True) + 1e-5), s])(mx.square(x)), (X,), ops.RmsNorm
     ),
     "norm whose scale is used": (
         lambda x: (lambda s: [x * s, s])(mx.rsqrt(mx.mean(mx.square(x), -1, keepdims=True) + 1e-5)), (X,), ops.RmsNorm
@@ -241,6 +239,35 @@ def test_a_rewrite_never_removes_an_output() -> None:
     after, _ = canonicalize(before)
     same_values(before, after, 1e-12)
     assert len(after.outputs) == 2
+
+
+@pytest.mark.parametrize(
+    ("rule", "line"),
+    [
+        ("drop_cast", "%y: f16[2,L,8] = cast(%x) {dtype=f16}"),
+        ("drop_reshape", "%y: f16[2,L,8] = reshape(%x) {shape=(2 L 8)}"),
+        ("drop_broadcast", "%y: f16[2,L,8] = broadcast(%x) {shape=(2 L 8)}"),
+    ],
+)
+def test_an_op_that_changes_nothing_goes(rule: str, line: str) -> None:
+    text = f"graph g\n in %x: f16[2,L,8]\n {line}\n %z: f16[2,L,8] = silu(%y)\n out %z"
+    after, applied = canonicalize(parse_graph(text))
+    assert [a.rule for a in applied] == [rule]
+    assert [(n.op, n.inputs) for n in after.nodes] == [(ops.Silu(), ("x",))]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "%y: bf16[2,L,8] = cast(%x) {dtype=bf16}",
+        "%y: f16[2,L,2,4] = reshape(%x) {shape=(2 L 2 4)}",
+        "%y: f16[3,2,L,8] = broadcast(%x) {shape=(3 2 L 8)}",
+    ],
+)
+def test_an_op_that_changes_the_type_stays(line: str) -> None:
+    type_ = line.split()[1]
+    graph = parse_graph(f"graph g\n in %x: f16[2,L,8]\n {line}\n %z: {type_} = silu(%y)\n out %z")
+    assert canonicalize(graph) == (graph, ())
 
 
 def test_every_rule_is_tried_by_a_test() -> None:

@@ -241,5 +241,9 @@ NB_MODULE(AP_MODULE_NAME, m) {
   m.def("set_poison", &set_poison, "pattern"_a.none());
   m.def("set_threads", &set_threads, "threads"_a);
   m.def("threads", [] { return default_threads.load(); });
+  m.def("drain", [](double seconds) {
+    const nb::gil_scoped_release released;
+    used_streams().drain(std::chrono::milliseconds(static_cast<int64_t>(seconds * 1000)));
+  }, "seconds"_a);
   m.def("shares_mlx", [] { return nb::type<mx::array>().is_valid(); });
 }

@@ -1,5 +1,6 @@
 // The MLX primitive: a list of kernel steps as one lazy node of the graph.
 #pragma once
+#include "drain.h"
 #include "launch.h"
 #include "mlx/backend/cpu/encoder.h"
 #include "mlx/primitives.h"
@@ -21,6 +22,7 @@ class Sequence : public mx::Primitive {
       bytes += output.nbytes();
     }
     if (bytes == 0) return;
+    used_streams().note(stream());
     auto& encoder = mx::cpu::get_command_encoder(stream());
     for (const mx::array& input : inputs) encoder.set_input_array(input);
     for (mx::array& output : outputs) encoder.set_output_array(output);
