@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import weakref
 from dataclasses import dataclass
 from typing import Any
@@ -112,7 +113,12 @@ def optimize(model: nn.Module, *, settings: Settings | None = None, progress: Pr
     """
     if state_of(model) is not None:
         return model
+    settings = settings or Settings.from_env()
     analysis, backend, cache_types = analyze(model, settings, progress)
+    if settings.debug:
+        from mlx_autoperfect.report import debug_text
+
+        print(debug_text(analysis, settings.debug), end="", file=sys.stderr)
     ledger = Ledger()
     try:
         forwards = _patch(model, analysis, backend, cache_types, ledger)

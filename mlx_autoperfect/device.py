@@ -9,16 +9,16 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from mlx_autoperfect.errors import AutoperfectError
 
 PACKAGES = ("mlx", "mlx-lm", "mlx-autoperfect", "numpy", "nanobind")
 _VECTOR_FEATURES = (
-    *("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_bf16", "avx512_fp16", "avx512_vnni", "avx_vnni", "amx_int8"),
-    *("neon", "asimd", "asimddp", "asimdhp", "bf16", "i8mm", "sve"),
+    *("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_bf16", "avx512_fp16", "avx512_vnni", "avx_vnni"),
+    *("amx_int8", "neon", "asimd", "asimddp", "asimdhp", "bf16", "i8mm", "sve"),
 )  # fmt: skip
 MIB = 1 << 20
 # About the weights of a small model, and more than any cache holds.
@@ -105,14 +105,12 @@ def probe_bandwidth(threads: int, sizes: tuple[int, ...] = PROBE_SIZES) -> tuple
     limit = _memory() // 8 or min(sizes)
     usable = tuple(size for size in sizes if size <= limit) or (min(sizes),)
     try:
-        passes = _compiled_passes(threads, usable)
-        return tuple(Bandwidth(size, size / _best(run) / 1e9, "compiled") for size, run in passes)
+        return _read_compiled(threads, usable)
     except (AutoperfectError, ImportError):
-        passes = _numpy_passes(threads, usable)
-        return tuple(Bandwidth(size, size / _best(run) / 1e9, "numpy") for size, run in passes)
+        return _read_with_numpy(threads, usable)
 
 
-def _compiled_passes(threads: int, sizes: tuple[int, ...]) -> list[tuple[int, Callable[[], Any]]]:
+def _read_compiled(threads: int, sizes: tuple[int, ...]) -> tuple[Bandwidth, ...]:
     import mlx.core as mx
 
     from mlx_autoperfect import cpu_kernel
@@ -134,28 +132,34 @@ def _compiled_passes(threads: int, sizes: tuple[int, ...]) -> list[tuple[int, Ca
     data = mx.full((max(sizes) // 4,), 1, mx.uint32, stream=mx.cpu)
     mx.eval(data)
 
-    def run(size: int) -> Callable[[], Any]:
-        chunks = size // _CHUNK
-        shape = {"output_shapes": [(chunks,)], "output_dtypes": [mx.uint32], "grid": (chunks, 1, 1)}
-        return lambda: mx.eval(read(inputs=[data], threads=threads, **shape))
+    def run(data: mx.array, size: int) -> None:
+        count = size // _CHUNK
+        shapes, dtypes, grid = [(count,)], [mx.uint32], (count, 1, 1)
+        mx.eval(read(inputs=[data], output_shapes=shapes, output_dtypes=dtypes, grid=grid, threads=threads))
 
-    return [(size, run(size)) for size in sizes]
+    found = tuple(_bandwidth(size, partial(run, data, size), "compiled") for size in sizes)
+    del data
+    mx.clear_cache()
+    return found
 
 
-def _numpy_passes(threads: int, sizes: tuple[int, ...]) -> list[tuple[int, Callable[[], Any]]]:
+def _read_with_numpy(threads: int, sizes: tuple[int, ...]) -> tuple[Bandwidth, ...]:
     import numpy as np
 
     data = np.ones(max(sizes) // 8, np.uint64)
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="autoperfect-probe")
 
-    def run(size: int) -> Callable[[], Any]:
-        parts = np.array_split(data[: size // 8], threads)
-        return lambda: list(pool.map(np.bitwise_or.reduce, parts))
+    def run(size: int) -> None:
+        list(pool.map(np.bitwise_or.reduce, np.array_split(data[: size // 8], threads)))
 
-    return [(size, run(size)) for size in sizes]
+    with ThreadPoolExecutor(threads, thread_name_prefix="autoperfect-probe") as pool:
+        return tuple(_bandwidth(size, partial(run, size), "numpy") for size in sizes)
 
 
-def _best(run: Callable[[], Any]) -> float:
+def _bandwidth(size: int, run: Callable[[], None], method: str) -> Bandwidth:
+    return Bandwidth(size, size / _best(run) / 1e9, method)
+
+
+def _best(run: Callable[[], None]) -> float:
     """Seconds of the fastest pass; the first one warms up."""
     run()
     best, end = float("inf"), time.perf_counter() + _SECONDS_PER_SIZE

@@ -135,6 +135,9 @@ class Analysis:
         return table
 
 
+# What says nothing about the kernel, only about this attempt: judged again at the next start.
+_TRANSIENT = frozenset({Reason.NOT_JUDGED.value, Reason.TIMED_OUT.value})
+
 Progress = Callable[[str, int, int], None]
 
 
@@ -276,7 +279,8 @@ class Pipeline:
 
         def done(index: int, verdict: Verdict) -> None:
             found[index] = verdict
-            self.store.save(identities[index], verdict)
+            if verdict.reason not in _TRANSIENT:
+                self.store.save(identities[index], verdict)
             self.progress("verify", len(found), len(requests))
 
         if requests:

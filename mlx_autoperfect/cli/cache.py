@@ -60,6 +60,8 @@ def clear_cache(args: argparse.Namespace) -> int:
         try:
             shutil.rmtree(folder)
         except OSError as error:
-            raise AutoperfectError(f"cannot remove {error.filename}: {error.strerror}; remove {folder} by hand") from None
+            raise AutoperfectError(
+                f"cannot remove {error.filename}: {error.strerror}; remove {folder} by hand"
+            ) from None
     print(f"removed {freed / 1e6:.1f} MB from {root}")
     return 0

@@ -189,9 +189,7 @@ def _rows(diagnosis: Diagnosis) -> list[tuple[str, str]]:
         ("system", f"{device.system}, Python {device.python}"),
         ("versions", ", ".join(f"{name} {text}" for name, text in device.versions.items())),
     ]
-    rows += [
-        ("reads memory", f"{b.gb_s:.1f} GB/s over {b.size >> 20} MiB ({b.method})") for b in diagnosis.bandwidth
-    ]
+    rows += [("reads memory", f"{b.gb_s:.1f} GB/s over {b.size >> 20} MiB ({b.method})") for b in diagnosis.bandwidth]
     for backend in diagnosis.backends:
         rows.append((f"backend {backend.name}", "usable" if backend.usable else backend.problem))
         rows += [(f"  {name}", text) for name, text in backend.facts.items()]

@@ -44,7 +44,7 @@ def make_parser(command: str | None = None) -> argparse.ArgumentParser:
 
 
 def start_logging(debug: int) -> None:
-    """Our log goes to standard error, one line per record: warnings, and from ``AUTOPERFECT_DEBUG=1`` on information."""
+    """Sends our log to standard error, one line per record: warnings, and with ``debug`` also information."""
     logger = logging.getLogger("mlx_autoperfect")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         # What read our output is gone (``| head``); Python must not try to flush the rest.
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         return 0
 
 

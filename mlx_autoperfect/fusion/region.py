@@ -67,7 +67,7 @@ def _name(graph: Graph, nodes: list[Node]) -> str:
     ]
     for node in nodes:
         if isinstance(node.op, ops.Linear):
-            label = _weight_label(weights)
+            label = _weight_label(weights) or node.op.name
         elif isinstance(node.op, ops.Binary):
             operand = graph.types[node.inputs[1]]
             after_gemm = bool(weights) and node.op.fn == "add" and operand.shape == node.types[0].shape

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from mlx_autoperfect.errors import Failure
 from mlx_autoperfect.fusion.cost import type_bytes
-from mlx_autoperfect.fusion.partition import Partition
 from mlx_autoperfect.fusion.region import Region, RegionKind
 from mlx_autoperfect.graph.ops import OpClass
 from mlx_autoperfect.graph.types import WeightType

@@ -27,7 +27,7 @@ from mlx_autoperfect.kernel.ir import Kernel
 from mlx_autoperfect.verify.cases import Case, Draws, Setting
 from mlx_autoperfect.verify.compare import ErrorStats, bound, error
 
-HARNESS = 3
+HARNESS = 4
 """Version of the judge: verdicts of another version do not count."""
 
 SYMBOLS = ("L", "offset", "T")

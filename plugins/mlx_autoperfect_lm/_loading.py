@@ -7,7 +7,7 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from types import FunctionType
 from typing import Any
 
@@ -27,12 +27,31 @@ class _Nesting(threading.local):
 _nesting = _Nesting()
 
 
+class _Progress:
+    """A progress bar on standard error that appears only when there is something to wait for."""
+
+    def __init__(self) -> None:
+        self._open = ExitStack()
+        self._report: Callable[[str, int, int], None] | None = None
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if self._report is None:
+            from mlx_autoperfect.cli.screen import pipeline_progress
+
+            self._report = self._open.enter_context(pipeline_progress("autoperfect, first use"))
+        self._report(stage, done, total)
+
+    def close(self) -> None:
+        self._open.close()
+
+
 def optimized(model: Any) -> Any:
     """The model as ``mlx_autoperfect.optimize`` returns it, or as it was, with one line saying why."""
     try:
         from mlx_autoperfect import optimize
 
-        return optimize(model)
+        with closing(_Progress()) as progress:
+            return optimize(model, progress=progress)
     except KeyboardInterrupt:
         raise KeyboardInterrupt from None  # what was being compiled is of no interest to who pressed Ctrl-C
     except (Exception, SystemExit) as error:

@@ -1,7 +1,9 @@
-// Attention of query heads over a key/value cache: softmax(scale * q k^T) v, with grouped heads and an optional causal mask.
+// Attention of query heads over a key/value cache: softmax(scale * q k^T) v, with grouped heads and an optional
+// causal mask.
 //
 // Operands: q [B, H, L, D], k [B, HKV, T, D], v [B, HKV, T, DV], each with any strides but 1 on the last axis; output
-// [B, H, L, DV]. H is a multiple of HKV; query head h uses key head h / (H / HKV). Causal: query l sees keys 0 .. T - L + l.
+// [B, H, L, DV]. H is a multiple of HKV; query head h uses key head h / (H / HKV). Causal: query l sees keys
+// 0 .. T - L + l.
 //
 // Few queries (decoding): attention_decode.h. Many (prefill): attention_prefill.h. Both compute in f32, subtract the
 // maximum before the exponential, and give results that depend on the shapes only, never on the number of threads.

@@ -1,5 +1,5 @@
-// Attention of a few queries: the keys are cut into pieces of fixed size, each handled by one thread for all query heads
-// of a key head, so that keys and values are read once; the pieces are then combined in order.
+// Attention of a few queries: the keys are cut into pieces of fixed size, each handled by one thread for all query
+// heads of a key head, so that keys and values are read once; the pieces are then combined in order.
 #pragma once
 #include "attention_operands.h"
 
@@ -8,8 +8,9 @@ namespace ap {
 template <class Operands, class Schedule> struct AttentionDecode {
   using KV = typename Operands::KV;
   static constexpr int D = Operands::D, DV = Operands::DV, Keys = Schedule::Keys, Queries = Schedule::Queries;
-  static constexpr int kDepth = int(ceil_div(D, V::W)), kWidth = int(ceil_div(DV, V::W));  // vectors of a key, of a value
-  static constexpr int kPart = 4;                                                           // vectors of values at once
+  // Vectors of a key, of a value.
+  static constexpr int kDepth = int(ceil_div(D, V::W)), kWidth = int(ceil_div(DV, V::W));
+  static constexpr int kPart = 4;  // vectors of values at once
   static constexpr int64_t kQueryFloats = kDepth * V::W;
   static constexpr int64_t partial_floats = kWidth * V::W + 16;  // weighted sum of values; maximum; sum of exponentials
 
@@ -44,8 +45,8 @@ template <class Operands, class Schedule> struct AttentionDecode {
  private:
   // Query rows from `row` on, R at a time, then fewer.
   template <int R>
-  static void passes(const Operands& o, int64_t b, int64_t hk, int64_t row, int64_t t, const float* queries, float* scores,
-                   float* out, int64_t pieces) {
+  static void passes(const Operands& o, int64_t b, int64_t hk, int64_t row, int64_t t, const float* queries,
+                     float* scores, float* out, int64_t pieces) {
     if constexpr (R > 0) {
       for (; row + R <= o.rows(); row += R) tile<R>(o, b, hk, row, t, queries, scores, out, pieces);
       passes<R / 2>(o, b, hk, row, t, queries, scores, out, pieces);

@@ -18,19 +18,21 @@ template <class Q, class KV, class Out> struct AttnTypes {
 };
 
 // Knobs:
-//   Queries       query rows that share a pass over keys when decoding: 1..4; the number of query heads per key head, if small
+//   Queries       query rows that share a pass over keys when decoding: 1..4; best the number of query heads per key
+//                 head, or a divisor of it
 //   Keys          keys per unit of work when decoding, a multiple of 16 (32..512): fixes the order of summation
 //   DecodeLength  largest L that counts as decoding (1..16)
 //   TileRows      query rows per unit of work in prefill, a multiple of 12 (12..96)
 //   TileKeys      keys per step in prefill, a multiple of 32 (32..128)
 template <int Queries_ = 4, int Keys_ = 64, int DecodeLength_ = 8, int TileRows_ = 48, int TileKeys_ = 64>
 struct AttentionSchedule {
-  static constexpr int Queries = Queries_, Keys = Keys_, DecodeLength = DecodeLength_, TileRows = TileRows_, TileKeys = TileKeys_;
+  static constexpr int Queries = Queries_, Keys = Keys_, DecodeLength = DecodeLength_;
+  static constexpr int TileRows = TileRows_, TileKeys = TileKeys_;
   static_assert(Queries >= 1 && Queries <= 4 && Keys % 16 == 0 && TileRows % 12 == 0 && TileKeys % 32 == 0);
 };
 
-// Ops has: static constexpr int q, k, v (indices in c.in), out (in c.out); static constexpr float scale; and may have
-//   static constexpr bool QBLHD = true;     c.in[q] is row-contiguous [B, L, H * D] (any further split of the last axis)
+// Ops has static constexpr int q, k, v (indices in c.in), out (in c.out) and static constexpr float scale; it may have
+//   static constexpr bool QBLHD = true;     c.in[q] is row-contiguous [B, L, H * D] (last axis split further or not)
 //   static constexpr bool OutBLHD = true;   c.out[out] is row-contiguous [B, L, H * DV] whatever its stated strides
 template <class Types_, int D_, int DV_, bool Causal_, class Ops> struct AttentionOperands {
   using Types = Types_;
@@ -78,8 +80,12 @@ template <class Types_, int D_, int DV_, bool Causal_, class Ops> struct Attenti
   // Keys that a query row sees.
   int64_t limit(int64_t row) const { return Causal ? T - L + row / group + 1 : T; }
 
-  const KV* key(int64_t b, int64_t head, int64_t t) const { return k + b * k_stride[0] + head * k_stride[1] + t * k_stride[2]; }
-  const KV* value(int64_t b, int64_t head, int64_t t) const { return v + b * v_stride[0] + head * v_stride[1] + t * v_stride[2]; }
+  const KV* key(int64_t b, int64_t head, int64_t t) const {
+    return k + b * k_stride[0] + head * k_stride[1] + t * k_stride[2];
+  }
+  const KV* value(int64_t b, int64_t head, int64_t t) const {
+    return v + b * v_stride[0] + head * v_stride[1] + t * v_stride[2];
+  }
 
   // A query row in f32, times scale, padded with zeros to round_up(D, V::W).
   void load_query(int64_t b, int64_t head, int64_t row, float* dst) const {

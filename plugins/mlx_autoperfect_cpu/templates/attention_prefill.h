@@ -1,4 +1,5 @@
-// Attention of many queries: tiles of query rows against tiles of keys, as two matrix products around an online softmax.
+// Attention of many queries: tiles of query rows against tiles of keys, as two matrix products around an online
+// softmax.
 #pragma once
 #include "attention_operands.h"
 #include "gemm.h"

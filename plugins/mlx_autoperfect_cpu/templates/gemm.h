@@ -46,7 +46,9 @@ inline void gemm(const float* a, int64_t a_stride, const float* b, int64_t b_str
     for (int64_t m = 0; m < rows;) {
       const int64_t left = rows - m;
       const int step = left >= kMicroRows ? kMicroRows : int(left);
-      const auto kernel = step == kMicroRows ? micro<kMicroRows> : step == 2 * kRowStep ? micro<2 * kRowStep> : micro<kRowStep>;
+      const auto kernel = step == kMicroRows     ? micro<kMicroRows>
+                          : step == 2 * kRowStep ? micro<2 * kRowStep>
+                                                 : micro<kRowStep>;
       kernel(a + m * a_stride, a_stride, b + n, b_stride, k, c + m * c_stride + n, c_stride, accumulate);
       m += step;
     }

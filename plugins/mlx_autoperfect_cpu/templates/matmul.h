@@ -1,7 +1,7 @@
 // Many activation rows times weight matrices: prefill.
 //
-// Panels of weights, a few vectors of columns wide, are expanded to f32 once and multiplied with all rows of a block. The
-// prologue's rows are made by the team together, then read by all. Jobs and prologues are those of linear.h.
+// Panels of weights, a few vectors of columns wide, are expanded to f32 once and multiplied with all rows of a block.
+// The prologue's rows are made by the team together, then read by all. Jobs and prologues are those of linear.h.
 #pragma once
 #include "gemm.h"
 #include "linear.h"
@@ -9,7 +9,7 @@
 namespace ap {
 
 // Knobs:
-//   Depth    columns of K per panel, a multiple of 128 (128..1024); a panel has Depth * 2 * V::W floats: about a level-1 cache
+//   Depth    columns of K per panel, a multiple of 128 (128..1024); a panel has Depth * 2 * V::W floats
 //   Block    rows per block of work (multiple of 48; 48..1536)
 template <int Depth_ = 384, int Block_ = 480> struct MatMulSchedule {
   static constexpr int Depth = Depth_, Block = Block_;

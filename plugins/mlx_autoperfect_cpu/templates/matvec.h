@@ -1,8 +1,8 @@
 // A few activation rows times weight matrices: decoding.
 //
 // Every weight is read once per tile of rows, straight from its packed form, and the loop over K is a stream of fused
-// multiply-adds. One activation row is prepared by every thread for itself, which costs less than a barrier; several are
-// shared. Each output element is computed by one thread in an order that depends on nothing but K.
+// multiply-adds. One activation row is prepared by every thread for itself, which costs less than a barrier; several
+// are shared. Each output element is computed by one thread in an order that depends on nothing but K.
 #pragma once
 #include "linear.h"
 

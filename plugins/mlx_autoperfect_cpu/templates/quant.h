@@ -5,9 +5,10 @@
 //   packed_floats(K)              floats of one packed activation row
 //   pack(x, K, dst)               packs K activations; x is readable up to round_up(K, kPad) floats and 0 beyond K
 //   dot<R, M, Ahead>(a, n, x, x_stride, out)   products of weight rows n .. n + R - 1 with M packed activation rows;
-//                                 out[m * V::W + r] has the sum spread over its lanes. Rows past the end repeat the last.
-//   panel(a, n, k, count, dst, stride)   weights of rows n .. n + V::W - 1, columns k .. k + count - 1, transposed to f32:
-//                                 dst[j * stride + lane]; k is a multiple of kPanelStep
+//                                 out[m * V::W + r] has the sum spread over its lanes. Rows past the
+//                                 end repeat the last
+//   panel(a, n, k, count, dst, stride)   weights of rows n .. n + V::W - 1, columns k .. k + count - 1, transposed to
+//                                 f32:                                 dst[j * stride + lane]; k is a multiple of kPanelStep
 #pragma once
 #include "vec.h"
 
@@ -79,8 +80,8 @@ template <class T> struct Dense {
 // weights along K; q is packed into 32-bit words, least significant field first.
 //
 // dot works on blocks of V::W words: field j of every word at once. pack therefore reorders the activations so that
-// vector j of a block holds the activations that meet field j. The biases need only the sum of each group's activations,
-// which pack appends. Sum over a group: scale * sum(q * x) + bias * sum(x).
+// vector j of a block holds the activations that meet field j. The biases need only the sum of each group's
+// activations, which pack appends. Sum over a group: scale * sum(q * x) + bias * sum(x).
 template <int Bits, int Group, class S> struct Affine {
   static_assert(Bits == 4 || Bits == 8);
   static constexpr int kFields = 32 / Bits;           // weights per word

@@ -1,5 +1,5 @@
-// Rotary position embedding of one row, as mx.fast.rope defines it: of the first `dims` features, pair i (of dims / 2) is
-// rotated by position * scale * base^(-2 i / dims), or by position * scale / freqs[i]. Pairs are (i, i + dims / 2), or
+// Rotary position embedding of one row, as mx.fast.rope defines it: of the first `dims` features, pair i (of dims / 2)
+// is rotated by position * scale * base^(-2 i / dims), or by position * scale / freqs[i]. Pairs are (i, i + dims / 2), or
 // (2 i, 2 i + 1) if `traditional`. Angles are computed in double, so that long contexts lose nothing.
 #pragma once
 #include "vmath.h"
@@ -30,8 +30,12 @@ AP_NOINLINE inline void sincos(const double* angle, double factor, int64_t count
     const double shifted = x * 0.63661977236758134308 + shift, n = shifted - shift;
     const double r = (x - n * 0x1.921fb544p0) - n * 0x1.0b4611a626331p-34;  // pi / 2; its first part has 33 bits
     const double z = r * r;
-    const double s = r + r * z * (-1.0 / 6 + z * (1.0 / 120 + z * (-1.0 / 5040 + z * (1.0 / 362880 - z * (1.0 / 39916800)))));
-    const double c = 1 + z * (-0.5 + z * (1.0 / 24 + z * (-1.0 / 720 + z * (1.0 / 40320 + z * (-1.0 / 3628800 + z * (1.0 / 479001600))))));
+    // Taylor series of (sin(r) / r - 1) / z and (cos(r) - 1) / z in z.
+    double s = 1.0 / 362880 - z / 39916800, c = z / 479001600 - 1.0 / 3628800;
+    s = (s * z - 1.0 / 5040) * z + 1.0 / 120;
+    c = (c * z + 1.0 / 40320) * z - 1.0 / 720;
+    s = r + r * z * (s * z - 1.0 / 6);
+    c = 1 + z * ((c * z + 1.0 / 24) * z - 0.5);
     const uint64_t quarter = std::bit_cast<uint64_t>(shifted);
     const double first = quarter & 1 ? s : c, second = quarter & 1 ? c : s;
     cosine[i] = float((quarter + 1) & 2 ? -first : first);
@@ -64,7 +68,8 @@ inline void rope(float* x, int64_t /*D*/, int64_t dims, int64_t position, float 
   const int64_t pairs = dims / 2;
   const bool known = t.dims == dims && t.base == base;
   if (!known)
-    for (int64_t i = 0; i < pairs; ++i) t.inverse[i] = __builtin_exp2(-2.0 * double(i) / double(dims) * __builtin_log2(base));
+    for (int64_t i = 0; i < pairs; ++i)
+      t.inverse[i] = __builtin_exp2(-2.0 * double(i) / double(dims) * __builtin_log2(base));
   if (!known || t.position != position || t.scale != scale) {
     sincos(t.inverse, double(position) * scale, pairs, t.cosine, t.sine);
     t.dims = dims, t.base = base, t.position = position, t.scale = scale;
@@ -76,7 +81,8 @@ inline void rope(float* x, int64_t /*D*/, int64_t dims, int64_t position, float 
 inline void rope(float* x, int64_t /*D*/, int64_t dims, int64_t position, const float* freqs, float scale,
                  bool traditional, RopeTable& t) {
   const int64_t pairs = dims / 2;
-  const bool known = t.dims == dims && t.base == 0.f && !__builtin_memcmp(t.freqs, freqs, size_t(pairs) * sizeof(float));
+  const bool same = t.dims == dims && t.base == 0.f;
+  const bool known = same && !__builtin_memcmp(t.freqs, freqs, size_t(pairs) * sizeof(float));
   if (!known)
     for (int64_t i = 0; i < pairs; ++i) t.freqs[i] = freqs[i], t.inverse[i] = 1.0 / double(freqs[i]);
   if (!known || t.position != position || t.scale != scale) {

@@ -20,7 +20,9 @@ AP_INLINE V load(const bf16* p) {
 AP_INLINE V load(const float* p, int n) { return _mm256_maskload_ps(p, first_lanes(n)); }
 AP_INLINE V load(const f16* p, int n) { return n >= 8 ? load(p) : load_tail(p, n); }
 AP_INLINE V load(const bf16* p, int n) { return n >= 8 ? load(p) : load_tail(p, n); }
-AP_INLINE VI load_words(const uint32_t* p, int n) { return vuint_t(_mm256_maskload_epi32((const int*)p, first_lanes(n))); }
+AP_INLINE VI load_words(const uint32_t* p, int n) {
+  return vuint_t(_mm256_maskload_epi32((const int*)p, first_lanes(n)));
+}
 
 AP_INLINE void store(f16* p, V a) { _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT)); }
 AP_INLINE void store(bf16* p, V a) {

@@ -24,7 +24,8 @@ AP_INLINE V vldexp(V p, V, VI n) {
 
 // e^x = 2^n e^r with |r| <= ln(2) / 2.
 AP_INLINE V vexp(V x) {
-  constexpr float quotient[] = {4.999999335e-01f, 1.666651913e-01f, 4.166840572e-02f, 8.368898669e-03f, 1.381422187e-03f};
+  constexpr float quotient[] = {4.999999335e-01f, 1.666651913e-01f, 4.166840572e-02f, 8.368898669e-03f,
+                                1.381422187e-03f};
   x = select(lt(x, V(-104.f)), V(-104.f), select(gt(x, V(89.f)), V(89.f), x));  // NaN passes
   const V shift(12582912.f);  // 1.5 * 2^23: adding it rounds to a whole number, which its low bits hold
   const V shifted = fma(x, V(1.44269504f), shift);
@@ -37,8 +38,9 @@ AP_INLINE V vexp(V x) {
 
 // Natural logarithm: x = 2^e m with m in [sqrt(1/2), sqrt(2)).
 AP_INLINE V vlog(V x) {
-  constexpr float series[] = {3.333331260e-01f,  -2.500000960e-01f, 2.000211866e-01f,  -1.666799585e-01f, 1.421955235e-01f,
-                              -1.240558893e-01f, 1.188816232e-01f,  -1.167565177e-01f, 6.746640326e-02f};
+  constexpr float series[] = {3.333331260e-01f,  -2.500000960e-01f, 2.000211866e-01f,
+                              -1.666799585e-01f, 1.421955235e-01f,  -1.240558893e-01f,
+                              1.188816232e-01f,  -1.167565177e-01f, 6.746640326e-02f};
   const VM tiny = lt(x, V(0x1p-126f));
   const V scaled = select(tiny, x * V(0x1p23f), x);
   const VI offset(0x3f3504f3u);  // the bits of sqrt(1/2)
