@@ -83,7 +83,9 @@ def _llama(gguf: Path, threads: int) -> Sample:
     return measure(gguf, threads, 128, 64, 1)
 
 
-def interleaved(model: Path, gguf: Path | None, threads: int, rounds: int, stock_rounds: int) -> dict[str, list[Sample]]:
+def interleaved(
+    model: Path, gguf: Path | None, threads: int, rounds: int, stock_rounds: int
+) -> dict[str, list[Sample]]:
     """Samples of every contestant."""
     found: dict[str, list[Sample]] = {"patched": [], "stock": [], "llama_cpp": []}
     _run(model, True, threads)
@@ -175,7 +177,9 @@ def summarize(record: dict[str, Any]) -> dict[str, float]:
     found["prefill_over_stock"] = found["prefill_tps"] / found["stock_prefill_tps"]
     if llama:
         # The ratio of each round's neighbours: both saw the same machine.
-        decode = [_median([p], "generation_tps") / q["generation_tps"]["median"] for p, q in zip(patched, llama, strict=True)]
+        decode = [
+            _median([p], "generation_tps") / q["generation_tps"]["median"] for p, q in zip(patched, llama, strict=True)
+        ]
         prefill = [_median([p], "prompt_tps") / q["prompt_tps"]["median"] for p, q in zip(patched, llama, strict=True)]
         found["llama_cpp_decode_tps"] = statistics.median(q["generation_tps"]["median"] for q in llama)
         found["llama_cpp_prefill_tps"] = statistics.median(q["prompt_tps"]["median"] for q in llama)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from mlx_autoperfect.errors import Failure, Reason, Stage, UnavailableError
 from mlx_autoperfect.graph.types import ArrayType
 from mlx_autoperfect.hookspecs import Backend, backends, plugin_manager
 from mlx_autoperfect.pipeline import ONE, Analysis, Pipeline, Progress, plans
+from mlx_autoperfect.runtime.assemble import Plan
 from mlx_autoperfect.runtime.dispatch import BlockRunner, Forwards, LeafRunner, RootRunner, disabled
 from mlx_autoperfect.runtime.functions import register_logsumexp
 from mlx_autoperfect.runtime.ledger import Ledger, original_call
@@ -61,7 +63,8 @@ def choose_backend(settings: Settings, manager: Any) -> Backend:
     named = [b for b in found if b.name == settings.backend] if settings.backend else found
     if not named:
         names = ", ".join(b.name for b in found) or "none"
-        detail = f"there is no backend {settings.backend!r} (installed: {names})" if settings.backend else "no backend is installed"
+        wanted = f" named {settings.backend!r}" if settings.backend else ""
+        detail = f"there is no backend{wanted}; installed: {names}"
         raise UnavailableError(Failure(Stage.SETUP, Reason.NO_BACKEND, detail))
     failures = []
     for backend in named:
@@ -126,11 +129,17 @@ def optimize(model: nn.Module, *, settings: Settings | None = None, progress: Pr
         ledger.restore()
         raise
     plugin_manager().hook.autoperfect_optimized(model=model)
-    _STATE[id(model)] = (
-        weakref.ref(model, lambda _, key=id(model): _STATE.pop(key, None)),  # type: ignore[misc]
-        Optimized(ledger, analysis, backend, forwards),
-    )
+    _remember(model, Optimized(ledger, analysis, backend, forwards))
     return model
+
+
+def _remember(model: nn.Module, state: Optimized) -> None:
+    key = id(model)
+
+    def forget(_: object) -> None:
+        _STATE.pop(key, None)
+
+    _STATE[key] = (weakref.ref(model, forget), state)
 
 
 def _patch(
@@ -144,7 +153,7 @@ def _patch(
         shared = prepared.get(analysis.kind_of_block[index]) if analysis.kind_of_block else None
         if not shared or calls[0] is None or calls[1] is None:
             continue
-        forwards = Forwards(block.path, **{name: plan.bind(block.module) for name, plan in shared.items()})
+        forwards = _bound(block.path, shared, block.module)
         runners[index] = BlockRunner(block.module, forwards, (calls[0][index], calls[1][index]), cache_types)
         table[block.path] = forwards
 
@@ -164,7 +173,7 @@ def _patch(
             return stock
 
         shared = plans(analysis, "root", backend, call_block)
-        root = Forwards("model", **{name: plan.bind(model) for name, plan in shared.items()})
+        root = _bound("model", shared, model)
         ledger.patch(model, RootRunner(model, root, len(analysis.blocks), cache_types).call())
         table["model"] = root
     for index, runner in runners.items():
@@ -174,7 +183,7 @@ def _patch(
     for path, module, what in analysis.leaves:
         shared = leaf_plans[what]
         if shared:
-            forwards = Forwards(path, **{name: plan.bind(module) for name, plan in shared.items()})
+            forwards = _bound(path, shared, module)
             forwards.one = forwards.few
             width = _width(analysis, what)
             ledger.patch(module, LeafRunner(module, forwards, width).call())
@@ -182,10 +191,17 @@ def _patch(
     return table
 
 
+def _bound(name: str, shared: Mapping[str, Plan], module: nn.Module) -> Forwards:
+    forwards = Forwards(name)
+    for variant, plan in shared.items():
+        setattr(forwards, variant, plan.bind(module))
+    return forwards
+
+
 def _offer_logsumexp(analysis: Analysis, backend: Backend) -> None:
     shared = plans(analysis, "logsumexp", backend) if ("logsumexp", "few") in analysis.graphs else {}
     if shared:
-        forwards = Forwards("sampling", **{name: plan.bind(nn.Module()) for name, plan in shared.items()})
+        forwards = _bound("sampling", shared, nn.Module())
         forwards.one = forwards.few
         x = analysis.graphs["logsumexp", "few"].partition.graph.inputs[0][1]
         assert isinstance(x, ArrayType) and isinstance(x.shape[-1], int)

@@ -93,9 +93,7 @@ class Backend(Protocol):
     def render(self, kernel: Kernel) -> Source | Failure:
         """The source of a kernel."""
 
-    def build(
-        self, sources: Sequence[Source], progress: Callable[[str], None] | None = None
-    ) -> list[Any]:
+    def build(self, sources: Sequence[Source], progress: Callable[[str], None] | None = None) -> list[Any]:
         """Compiles and loads; an opaque executable or a :class:`Failure` per source."""
 
     def sequence(self, spec: SequenceSpec) -> Sequencer:
@@ -109,7 +107,7 @@ class Hooks:
     """The hooks themselves."""
 
     @hookspec
-    def autoperfect_backend(self) -> Backend | None:  # type: ignore[empty-body]
+    def autoperfect_backend(self) -> Backend | None:
         """A backend, or ``None`` when this platform cannot have it."""
 
     @hookspec

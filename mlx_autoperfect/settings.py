@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +61,29 @@ class Variable:
 
 
 TABLE: tuple[Variable, ...] = (
-    Variable("AUTOPERFECT", "enabled", _optional_flag, "1 switches on, 0 switches off, everywhere; unset: the flag decides"),
+    Variable(
+        "AUTOPERFECT", "enabled", _optional_flag, "1 switches on, 0 switches off, everywhere; unset: the flag decides"
+    ),
     Variable("AUTOPERFECT_BACKEND", "backend", str, "name of the backend to use; empty: the best one available"),
     Variable("AUTOPERFECT_CACHE_DIR", "cache_dir", Path, "where compiled kernels and verdicts are kept"),
-    Variable("AUTOPERFECT_DEBUG", "debug", _whole(0, 6), "1 decisions, 2 timings, 3 graphs, 4 KernelIR, 5 sources, 6 compiler output"),
-    Variable("AUTOPERFECT_FUEL", "fuel", _whole(0, 1_000_000_000), "stop after this many fusions; finds a bad one by bisection"),
-    Variable("AUTOPERFECT_THREADS", "threads", _whole(1, 4096), "threads for CPU kernels; default: the cores this process may use"),
+    Variable(
+        "AUTOPERFECT_DEBUG",
+        "debug",
+        _whole(0, 6),
+        "1 decisions, 2 timings, 3 graphs, 4 KernelIR, 5 sources, 6 compiler output",
+    ),
+    Variable(
+        "AUTOPERFECT_FUEL",
+        "fuel",
+        _whole(0, 1_000_000_000),
+        "stop after this many fusions; finds a bad one by bisection",
+    ),
+    Variable(
+        "AUTOPERFECT_THREADS",
+        "threads",
+        _whole(1, 4096),
+        "threads for CPU kernels; default: the cores this process may use",
+    ),
 )
 
 
@@ -106,10 +123,6 @@ class Settings:
             try:
                 values[variable.field] = variable.parse(text)
             except ValueError as error:
-                raise SettingsError(
-                    f"{variable.name} takes {error}, not {text!r}; correct it or unset it"
-                ) from None
+                raise SettingsError(f"{variable.name} takes {error}, not {text!r}; correct it or unset it") from None
         values.setdefault("cache_dir", _default_cache_dir())
         return cls(**values)
-
-

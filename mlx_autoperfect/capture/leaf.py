@@ -39,9 +39,7 @@ def capture_linear(module: nn.Module) -> Graph:
         Linear(), ("x", *(p.value for p in params)), ("y",), (ArrayType(dtype, (size, rows)),),
         f"nn.{type(module).__name__}",
     )  # fmt: skip
-    graph = Graph(
-        "linear", (("x", ArrayType(dtype, (size, columns))),), tuple(params), (), (node,), ("y",)
-    )
+    graph = Graph("linear", (("x", ArrayType(dtype, (size, columns))),), tuple(params), (), (node,), ("y",))
     return check_graph(graph)
 
 

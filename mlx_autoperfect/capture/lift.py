@@ -144,14 +144,10 @@ def lift(trace: Trace, name: str, input_names: tuple[str, ...]) -> Graph:
     """
     lifter = _Lifter(trace, input_names)
     live = lifter.live()
-    nodes = [
-        lifter.node(p, number)
-        for number, p in enumerate(q for q in trace.primitives if q.outputs[0][0] in live)
-    ]
+    nodes = [lifter.node(p, number) for number, p in enumerate(q for q in trace.primitives if q.outputs[0][0] in live)]
     outputs = tuple(lifter.value(raw) for raw in trace.outputs)
     inputs = tuple(
-        (ours, _array_type(shape, dtype))
-        for (_, shape, dtype), ours in zip(trace.inputs, input_names, strict=True)
+        (ours, _array_type(shape, dtype)) for (_, shape, dtype), ours in zip(trace.inputs, input_names, strict=True)
     )
     graph = Graph(name, inputs, tuple(lifter.params.values()), tuple(lifter.constants.values()), tuple(nodes), outputs)
     return graph.with_nodes(graph.nodes)

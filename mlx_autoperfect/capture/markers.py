@@ -64,7 +64,8 @@ class Marker:
         """The mark whose tag ``constant`` is, if it is one."""
         if constant.size != 1 or constant.dtype != mx.int32:
             return None
-        index = int(constant.item()) - _TAG_BASE
+        value: Any = constant.item()
+        index = int(value) - _TAG_BASE
         return self.marks[index] if 0 <= index < len(self.marks) else None
 
 

@@ -147,8 +147,7 @@ def capture_block(block: nn.Module, call: BlockCall, regime: Regime, name: str) 
         CaptureError: something in the block has no op; the caller tries one level down.
     """
     first, second = (
-        _trace_block(block, call, rows, keys, name)
-        for rows, keys in zip(regime.rows, regime.keys, strict=True)
+        _trace_block(block, call, rows, keys, name) for rows, keys in zip(regime.rows, regime.keys, strict=True)
     )
     return check_graph(generalize(first, second, regime.symbols))
 

@@ -29,6 +29,10 @@ def _unsupported(primitive: Primitive) -> CaptureError:
     return CaptureError(Reason.UNSUPPORTED_PRIMITIVE, f"{primitive.name}{list(primitive.arguments)}")
 
 
+def _always(made: ops.Op) -> Callable[[Primitive], ops.Op]:
+    return lambda _: made
+
+
 def _cast(p: Primitive) -> ops.Op:
     dtype = dtype_from_mlx(p.arguments[0])
     if dtype is None:
@@ -48,8 +52,8 @@ def _reshape(p: Primitive) -> ops.Op:
 
 
 TABLE: dict[str, Callable[[Primitive], ops.Op]] = {
-    **{name: (lambda p, fn=fn: ops.Unary(fn)) for name, fn in _SAME.items()},
-    **{name: (lambda p, fn=fn: ops.Binary(fn)) for name, fn in _PAIR.items()},
+    **{name: _always(ops.Unary(fn)) for name, fn in _SAME.items()},
+    **{name: _always(ops.Binary(fn)) for name, fn in _PAIR.items()},
     "Sqrt": lambda p: ops.Unary("rsqrt" if p.arguments[0] else "sqrt"),
     "Select": lambda p: ops.Select(),
     "AsType": _cast,

@@ -29,9 +29,7 @@ class CacheStandIn:
         if self._marker is None:
             raise CaptureError(Reason.UNSUPPORTED_CACHE, "a cache is updated outside the blocks")
         batch, heads = keys.shape[:2]
-        results = [
-            mx.zeros((batch, heads, self._keys, array.shape[3]), array.dtype) for array in (keys, values)
-        ]
+        results = [mx.zeros((batch, heads, self._keys, array.shape[3]), array.dtype) for array in (keys, values)]
         fetched = self._marker.mark(Mark(ops.CacheUpdate(), "cache"), [keys, values], results)
         return fetched[0], fetched[1]
 

@@ -71,7 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             return run(words[1:])
         args = make_parser(command).parse_args(words)
-        return int(args.run(args))
+        status = int(args.run(args))
+        sys.stdout.flush()
+        return status
     except AutoperfectError as error:
         print(f"mlx-autoperfect {command or ''}".rstrip() + f": {error}", file=sys.stderr)
         return MISUSE

@@ -35,9 +35,7 @@ class _Inlined:
         self.path = path
         self.nodes = [self.node(node) for node in graph.nodes]
         self.params = {p.value: self.param(p) for p in graph.params}
-        self.constants = [
-            Constant(self.prefix + c.value, c.type, c.data, c.shape) for c in graph.constants
-        ]
+        self.constants = [Constant(self.prefix + c.value, c.type, c.data, c.shape) for c in graph.constants]
         self.regions = [self.region(region) for region in block.regions]
 
     def rename(self, values: tuple[str, ...]) -> tuple[str, ...]:

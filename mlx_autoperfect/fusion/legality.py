@@ -114,7 +114,8 @@ def _gemm_into_rows(graph: Graph, producer: Group, consumer: Group) -> Refused |
             )
         for value in node.inputs:
             if isinstance(graph.types[value], ArrayType) and not _epilogue_operand(graph, value, node):
-                return Refused(Reason.SHAPE_MISMATCH, f"%{value} is no column, row or element operand of %{node.output}")
+                detail = f"%{value} is no column, row or element operand of %{node.output}"
+                return Refused(Reason.SHAPE_MISMATCH, detail)
     for value, _, seen in _edges(graph, producer, consumer):
         if not _whole(graph, seen):
             return Refused(Reason.SHAPE_MISMATCH, f"%{value} is read with its axes moved")
@@ -200,5 +201,3 @@ def may_join(graph: Graph, first: Group, second: Group) -> Refused | None:
     if shapes[0][-1] != shapes[1][-1] or shapes[0][-2:-1] != shapes[1][-2:-1]:
         return Refused(Reason.SHAPE_MISMATCH, f"rows of {shapes[0]} and of {shapes[1]}")
     return None
-
-

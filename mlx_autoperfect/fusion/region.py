@@ -62,9 +62,7 @@ def _weight_label(paths: list[str]) -> str:
 
 def _name(graph: Graph, nodes: list[Node]) -> str:
     parts: list[str] = []
-    weights = [
-        graph.param_of[node.inputs[1]].path for node in nodes if isinstance(node.op, ops.Linear)
-    ]
+    weights = [graph.param_of[node.inputs[1]].path for node in nodes if isinstance(node.op, ops.Linear)]
     for node in nodes:
         if isinstance(node.op, ops.Linear):
             label = _weight_label(weights) or node.op.name

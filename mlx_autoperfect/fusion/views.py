@@ -75,8 +75,7 @@ class Layout:
         """Whether walking the axes row-major walks the memory in order, without gaps."""
         expected = row_major(self.shape)
         return all(
-            dim == 1 or stride == want
-            for dim, stride, want in zip(self.shape, self.strides, expected, strict=True)
+            dim == 1 or stride == want for dim, stride, want in zip(self.shape, self.strides, expected, strict=True)
         )
 
 
@@ -127,9 +126,7 @@ def layout_of(graph: Graph, value: str) -> Layout | None:
     for node in chain_of(graph, value):
         op = node.op
         if isinstance(op, Transpose):
-            layout = Layout(
-                tuple(layout.shape[i] for i in op.perm), tuple(layout.strides[i] for i in op.perm)
-            )
+            layout = Layout(tuple(layout.shape[i] for i in op.perm), tuple(layout.strides[i] for i in op.perm))
         elif isinstance(op, Reshape):
             strides = _reshape_strides(layout, op.shape)
             if strides is None:

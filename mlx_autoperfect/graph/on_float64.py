@@ -106,10 +106,8 @@ def _layer_norm(op: ops.LayerNorm, args: tuple[Array, ...], _: Symbols) -> Array
 def _rope(op: ops.Rope, args: tuple[Array, ...], _: Symbols) -> Array:
     x, offset = args[0], np.asarray(args[1])
     half = op.dims // 2
-    if len(args) > 2:
-        inverse = 1 / args[2]
-    else:
-        inverse = np.power(op.base, -np.arange(half, dtype=np.float64) * 2 / op.dims)
+    exponents = -np.arange(half, dtype=np.float64) * 2 / op.dims
+    inverse = 1 / args[2] if len(args) > 2 else np.power(op.base, exponents)
     positions = offset.reshape(-1, 1, 1, 1) + np.arange(x.shape[-2]).reshape(1, 1, -1, 1)
     angle = positions * op.scale * inverse
     cos, sin = np.cos(angle), np.sin(angle)

@@ -119,7 +119,7 @@ TABLE: dict[type[ops.Op], Handler] = {
     ops.Slice: lambda op, a, s: a[0][
         tuple(map(slice, evaluate_shape(op.start, s), evaluate_shape(op.stop, s), op.step))
     ],
-    ops.Concat: lambda op, a, s: mx.concatenate(a, axis=op.axis),
+    ops.Concat: lambda op, a, s: mx.concatenate(list(a), axis=op.axis),
     ops.Embedding: _embedding,
 }
 

@@ -268,13 +268,32 @@ class CallBlock(Op):
 OPS: dict[str, type[Op]] = {
     op.name: op
     for op in (
-        Unary, Binary, Select, Cast, Silu, Gelu, SwiGLU, GeGLU, Reduce, RmsNorm, LayerNorm, Softmax, LogSumExp, Rope, Linear,
-        Attention, Reshape, Transpose, Broadcast, Slice, Concat, Embedding, CacheUpdate, CallBlock,
+        Unary, Binary, Select, Cast, Silu, Gelu, SwiGLU, GeGLU, Reduce, RmsNorm, LayerNorm, Softmax, LogSumExp, Rope,
+        Linear, Attention, Reshape, Transpose, Broadcast, Slice, Concat, Embedding, CacheUpdate, CallBlock,
     )
 }  # fmt: skip
 
 UNARY = frozenset(
-    "neg exp log tanh erf sqrt rsqrt sigmoid square abs sin cos log1p expm1 reciprocal not".split()
+    [
+        "neg",
+        "exp",
+        "log",
+        "tanh",
+        "erf",
+        "sqrt",
+        "rsqrt",
+        "sigmoid",
+        "square",
+        "abs",
+        "sin",
+        "cos",
+        "log1p",
+        "expm1",
+        "reciprocal",
+        "not",
+    ]
 )
-BINARY = frozenset("add sub mul div max min pow ge gt le lt eq ne and or logaddexp".split())
-COMPARISONS = frozenset("ge gt le lt eq ne and or".split())
+BINARY = frozenset(
+    ["add", "sub", "mul", "div", "max", "min", "pow", "ge", "gt", "le", "lt", "eq", "ne", "and", "or", "logaddexp"]
+)
+COMPARISONS = frozenset(["ge", "gt", "le", "lt", "eq", "ne", "and", "or"])

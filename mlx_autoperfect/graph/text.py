@@ -1,12 +1,12 @@
 """The text form of a graph: printed for people, parsed back without loss (comments aside).
 
-    graph model.layers.*
-      in    %h: f16[1,L,576]
-      par   %w0: f16[576] @ input_layernorm.weight
-      par   %w1: w:q4g32.f16[576,576] @ self_attn.q_proj (weight scales biases)
-      const %c0: f32[] = 2.0
-      %1: f16[1,L,576] = rms_norm(%h, %w0) {eps=1e-05}        # nn.RMSNorm input_layernorm
-      out %1
+graph model.layers.*
+  in    %h: f16[1,L,576]
+  par   %w0: f16[576] @ input_layernorm.weight
+  par   %w1: w:q4g32.f16[576,576] @ self_attn.q_proj (weight scales biases)
+  const %c0: f32[] = 2.0
+  %1: f16[1,L,576] = rms_norm(%h, %w0) {eps=1e-05}        # nn.RMSNorm input_layernorm
+  out %1
 """
 
 from __future__ import annotations

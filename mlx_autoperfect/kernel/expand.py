@@ -67,7 +67,24 @@ def _unary(b: ProgramBuilder, op: ops.Unary, a: Args, width: int) -> str:
 
 # Unary and binary functions that scalar programs know; the graph has more.
 FUNCTIONS = frozenset(
-    "neg exp log tanh erf sqrt rsqrt sigmoid abs add sub mul div max min square".split()
+    [
+        "neg",
+        "exp",
+        "log",
+        "tanh",
+        "erf",
+        "sqrt",
+        "rsqrt",
+        "sigmoid",
+        "abs",
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "max",
+        "min",
+        "square",
+    ]
 )
 
 EXPAND: dict[type[ops.Op], Callable[[ProgramBuilder, Any, Args, int], str]] = {

@@ -237,13 +237,11 @@ def _rows_first(shape: Shape, strides: Shape, stored: Shape) -> bool:
     """
     _, heads, rows, width = shape
     rows_first = stored != shape
-    if rows_first:
-        wanted = (width, product((heads, width)))
-    else:
-        wanted = (product((rows, width)), width)
+    wanted = (width, product((heads, width))) if rows_first else (product((rows, width)), width)
     fits_heads = heads == 1 or strides[1] == wanted[0]
     fits_rows = rows == 1 or strides[2] == wanted[1]
-    if not (fits_heads and fits_rows and strides[3] == 1 and (not rows_first or len(stored) >= 3 and stored[1] == rows)):
+    fits_stored = not rows_first or (len(stored) >= 3 and stored[1] == rows)
+    if not (fits_heads and fits_rows and fits_stored and strides[3] == 1):
         raise _Unsupported(Reason.UNSUPPORTED_LAYOUT, f"rows of {shape} with strides {strides} in {stored}")
     return rows_first
 
@@ -310,8 +308,4 @@ def lower(region: Region, *, many_rows: bool = False, schedule: Schedule | None 
     inputs = [Operand(v, t, v in cached) for v, t in graph.inputs if v not in scalars]
     inputs += [Operand(p.value, p.type) for p in graph.params]
     outputs = tuple(Operand(v, graph.types[v]) for v in graph.outputs)
-    return Kernel(
-        region.name, region.signature, tuple(inputs), outputs, scalars, anchor, schedule or Schedule()
-    )
-
-
+    return Kernel(region.name, region.signature, tuple(inputs), outputs, scalars, anchor, schedule or Schedule())

@@ -41,9 +41,7 @@ def _rotate(instr: Rotate, x: Array, position: float, freqs: Array | None) -> Ar
     return y
 
 
-def _run(
-    program: Program, load: Callable[[Load], Any], rotate: Callable[[Rotate, Array], Array] | None = None
-) -> Any:
+def _run(program: Program, load: Callable[[Load], Any], rotate: Callable[[Rotate, Array], Array] | None = None) -> Any:
     values: dict[str, Any] = {}
     for name, instr in program.body:
         if isinstance(instr, Load):
@@ -71,8 +69,7 @@ class _Run:
                 bind_symbols(operand.type.shape, arrays[operand.name].shape, self.symbols)
         self.flat = {name: array.reshape(-1) for name, array in arrays.items()}
         self.outputs = {
-            o.name: np.full(int(np.prod(evaluate_shape(o.type.shape, self.symbols))), np.nan)
-            for o in kernel.outputs
+            o.name: np.full(int(np.prod(evaluate_shape(o.type.shape, self.symbols))), np.nan) for o in kernel.outputs
         }
 
     def size(self, dim: Any) -> int:
@@ -147,9 +144,7 @@ class _Run:
             self.attention(anchor)
         else:
             self.gemm(anchor)
-        return [
-            self.outputs[o.name].reshape(evaluate_shape(o.type.shape, self.symbols)) for o in self.kernel.outputs
-        ]
+        return [self.outputs[o.name].reshape(evaluate_shape(o.type.shape, self.symbols)) for o in self.kernel.outputs]
 
 
 def reference(kernel: Kernel, arrays: Mapping[str, Array], scalars: Mapping[str, int] | None = None) -> list[Array]:

@@ -1,21 +1,21 @@
 """The text form of a kernel: printed for people, parsed back without loss.
 
-    kernel rms_gate_up_swiglu 72da98bb7806ebb7
-      in   i0 f16[1,L,576]
-      in   w0 f16[576]
-      in   w1 w:q4g32.f16[1536,576]
-      in   w2 w:q4g32.f16[1536,576]
-      out  t3 f16[1,L,1536]
-      anchor matvec {rows=L, width=576}
-      prologue
-        x0 = load i0 row (576 0)
-        ...
-        yield x7
-      job {weights=(w1 w2), out=t3}
-        x0 = load w1 acc ()
-        ...
-        yield x4
-      schedule {}
+kernel rms_gate_up_swiglu 72da98bb7806ebb7
+  in   i0 f16[1,L,576]
+  in   w0 f16[576]
+  in   w1 w:q4g32.f16[1536,576]
+  in   w2 w:q4g32.f16[1536,576]
+  out  t3 f16[1,L,1536]
+  anchor matvec {rows=L, width=576}
+  prologue
+    x0 = load i0 row (576 0)
+    ...
+    yield x7
+  job {weights=(w1 w2), out=t3}
+    x0 = load w1 acc ()
+    ...
+    yield x4
+  schedule {}
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from mlx_autoperfect.kernel.ir import (
 from mlx_autoperfect.kernel.program import Apply, Instr, Literal, Load, Program, Rotate, RowReduce
 
 _OPCODES: dict[str, type[Instr]] = {cls.opcode: cls for cls in (Load, Literal, Apply, RowReduce, Rotate)}
-_ANCHORS = {cls.name: cls for cls in (RowMap, MatVec, MatMul, AttentionAnchor)}
+_ANCHORS: dict[str, Any] = {cls.name: cls for cls in (RowMap, MatVec, MatMul, AttentionAnchor)}
 
 
-def _attributes(item: Any, skip: frozenset[type]) -> str:
+def _attributes(item: Any) -> str:
     parts = [
         f"{f.name}={attribute_text(value)}"
         for f in fields(item)
-        if not isinstance(value := getattr(item, f.name), tuple(skip)) and f.name != "jobs"
+        if not isinstance(value := getattr(item, f.name), Program) and f.name != "jobs"
     ]
     return "{" + ", ".join(parts) + "}"
 
@@ -69,14 +69,13 @@ def print_kernel(kernel: Kernel) -> str:
         lines += [f"  {word}  {o.name} {o.type}{' strided' if o.strided else ''}" for o in operands]
     lines += [f"  scalar {name}" for name in kernel.scalars]
     anchor = kernel.anchor
-    skip = frozenset({Program})
-    lines.append(f"  anchor {anchor.name} {_attributes(anchor, skip)}")
+    lines.append(f"  anchor {anchor.name} {_attributes(anchor)}")
     if isinstance(anchor, Gemm):
         lines += ["  prologue", *_program_lines(anchor.prologue)]
     if isinstance(anchor, Gemm | RowMap):
         for job in anchor.jobs:
             program = job.epilogue if isinstance(job, GemmJob) else job.program
-            lines += [f"  job {_attributes(job, skip)}", *_program_lines(program)]
+            lines += [f"  job {_attributes(job)}", *_program_lines(program)]
     lines.append(f"  schedule {kernel.schedule}")
     return "\n".join(lines) + "\n"
 
@@ -166,7 +165,8 @@ def _parse(reader: _Reader) -> Kernel:
         reader.next()
         values["prologue"] = reader.program()
     if issubclass(cls, Gemm | RowMap):
-        job_cls, field = (GemmJob, "epilogue") if issubclass(cls, Gemm) else (RowJob, "program")
+        job_cls: Any = GemmJob if issubclass(cls, Gemm) else RowJob
+        field = "epilogue" if issubclass(cls, Gemm) else "program"
         jobs = []
         while reader.peek() == "job":
             job = _parse_attributes(job_cls, reader.next()[1])

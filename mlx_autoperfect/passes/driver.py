@@ -28,9 +28,7 @@ def _substitute(graph: Graph, old: str, new: str) -> Graph:
     def rename(values: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(new if value == old else value for value in values)
 
-    nodes = tuple(
-        replace(node, inputs=rename(node.inputs)) for node in graph.nodes if old not in node.outputs
-    )
+    nodes = tuple(replace(node, inputs=rename(node.inputs)) for node in graph.nodes if old not in node.outputs)
     return replace(graph, nodes=nodes, outputs=rename(graph.outputs))
 
 

@@ -70,6 +70,11 @@ def _through_broadcast(graph: Graph, node: Node, bound: Bindings) -> bool:
     return a.shape == node.types[0].shape and len(b.shape) <= len(a.shape)
 
 
+def _of_both(made: ops.Op) -> Callable[[Bindings], Replacement | str]:
+    """Builds ``made(x, y)``."""
+    return lambda m: (made, (m.values["x"], m.values["y"]))
+
+
 _GELU_TANH_INNER = _binary(
     "mul", Const(sqrt(2 / pi)), _binary("add", X, _binary("mul", Const(0.044715), _binary("pow", X, Const(3.0))))
 )
@@ -92,12 +97,7 @@ NORMALIZE: tuple[Rule, ...] = (
     Rule("drop_broadcast", kind(ops.Broadcast, X), lambda m: m.values["x"], _same_type),
     Rule("drop_cast", kind(ops.Cast, X), lambda m: m.values["x"], _same_type),
     *(
-        Rule(
-            f"{fn}_of_broadcast",
-            _binary(fn, X, kind(ops.Broadcast, Y)),
-            lambda m, fn=fn: (ops.Binary(fn), (m.values["x"], m.values["y"])),
-            _through_broadcast,
-        )
+        Rule(f"{fn}_of_broadcast", _binary(fn, X, kind(ops.Broadcast, Y)), _of_both(ops.Binary(fn)), _through_broadcast)
         for fn in sorted(ops.BINARY)
     ),
 )
@@ -114,14 +114,12 @@ IDIOMS: tuple[Rule, ...] = (
         _binary("div", _binary("mul", X, _GELU_ERF), Const(2.0)),
         lambda m: (ops.Gelu(tanh=False), (m.values["x"],)),
     ),
-    Rule(
-        "swiglu", _binary("mul", kind(ops.Silu, X), Y), lambda m: (ops.SwiGLU(), (m.values["x"], m.values["y"]))
-    ),
+    Rule("swiglu", _binary("mul", kind(ops.Silu, X), Y), lambda m: (ops.SwiGLU(), (m.values["x"], m.values["y"]))),
     *(
         Rule(
             f"geglu_{'tanh' if tanh else 'erf'}",
             _binary("mul", op(ops.Gelu(tanh), X), Y),
-            lambda m, tanh=tanh: (ops.GeGLU(tanh), (m.values["x"], m.values["y"])),
+            _of_both(ops.GeGLU(tanh)),
         )
         for tanh in (False, True)
     ),

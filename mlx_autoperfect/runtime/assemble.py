@@ -17,8 +17,8 @@ from mlx_autoperfect.fusion.region import Region
 from mlx_autoperfect.fusion.views import base_of, chain_of, is_view
 from mlx_autoperfect.graph import ops
 from mlx_autoperfect.graph.graph import Graph, Node, Param
-from mlx_autoperfect.graph.on_mlx import TABLE, bind_param, constant
 from mlx_autoperfect.graph.interpret import run as run_graph
+from mlx_autoperfect.graph.on_mlx import TABLE, bind_param, constant
 from mlx_autoperfect.graph.ops import OpClass
 from mlx_autoperfect.hookspecs import Backend, Guard, Launch, Sequencer, SequenceSpec, Slot
 from mlx_autoperfect.kernel.abi import flatten
@@ -116,7 +116,9 @@ class _Assembler:
         self.steps: list[Callable[[nn.Module], Stage]] = []
         self.kernels: list[str] = []
         self.stored: set[str] = {name for name, _ in self.graph.inputs}
-        self.sinks = frozenset(v for region in partition.regions for v in region.outputs if is_view(self.graph.producer.get(v)))
+        self.sinks = frozenset(
+            v for region in partition.regions for v in region.outputs if is_view(self.graph.producer.get(v))
+        )
         self.slot(self.graph.inputs[0][0])
 
     def slot(self, value: str) -> int:
@@ -196,7 +198,9 @@ class _Assembler:
         self.kernels += [region.name for region, _ in done]
         self.steps.append(
             lambda module: KernelStage(
-                sequence.run.bind(slots_of(module, sequence.params), guards_of(module, sequence.params)), values, results
+                sequence.run.bind(slots_of(module, sequence.params), guards_of(module, sequence.params)),
+                values,
+                results,
             )
         )
 
@@ -263,9 +267,7 @@ def _slots(name: str, type_: Any, strided: bool) -> list[Slot]:
 
 def _views(graph: Graph, chain: Sequence[Node]) -> Callable[[Sequence[Any], Sequence[Any]], Sequence[Any]]:
     base = graph.types[chain[0].inputs[0]]
-    small = Graph(
-        "views", ((chain[0].inputs[0], base),), (), (), tuple(chain), (chain[-1].output,)
-    )
+    small = Graph("views", ((chain[0].inputs[0], base),), (), (), tuple(chain), (chain[-1].output,))
     return lambda values, _: run_graph(small, TABLE, values, {}, constant)
 
 
@@ -299,5 +301,3 @@ def assemble(
         call_block: for a root's graph, how block ``i`` is called with ``(hidden state, cache)``.
     """
     return _Assembler(partition, proven, backend, call_block).assemble()
-
-

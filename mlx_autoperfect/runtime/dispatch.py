@@ -30,7 +30,7 @@ def suspended() -> bool:
     return bool(getattr(_switch, "depth", 0))
 
 
-class disabled:  # noqa: N801  (used as a context manager: with disabled(): ...)
+class disabled:
     """While open, patched models run as mlx-lm wrote them, in this thread."""
 
     def __enter__(self) -> None:

@@ -30,7 +30,9 @@ class Ledger:
         """
         assert not is_patched(module), f"{type(module).__name__} is patched already"
         original = type(module)
-        swapped = type(original.__name__, (original,), {"__call__": call, _MARK: original, "__module__": original.__module__})
+        swapped = type(
+            original.__name__, (original,), {"__call__": call, _MARK: original, "__module__": original.__module__}
+        )
         swapped.__qualname__ = original.__qualname__
         self.entries.append((module, original))
         module.__class__ = swapped

@@ -114,8 +114,8 @@ def _settings(region: Region, kernel: Kernel) -> tuple[Setting, ...]:
         kinds = ("normal", "large", "tiny")
         return tuple(Setting(r, o, kinds[i % 3]) for i, (r, o) in enumerate(sizes))
     sizes = [(1, 0), (1, 1), (1, 517), (1, 100_003)] if only_one else [(1, 3), (2, 0), (5, 1), (33, 4097)]
-    kinds = ("normal", "large", "tiny", "normal")
-    return tuple(Setting(r, o, kind) for (r, o), kind in zip(sizes, kinds, strict=True))
+    row_kinds = ("normal", "large", "tiny", "normal")
+    return tuple(Setting(r, o, kind) for (r, o), kind in zip(sizes, row_kinds, strict=True))
 
 
 def _inputs(rng: Rng, region: Region, kernel: Kernel, setting: Setting) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def to_numpy(array: mx.array) -> Array:
 
 
 def _bits(array: mx.array) -> bytes:
-    return bytes(memoryview(mx.view(array, mx.uint8) if array.ndim else mx.view(array[None], mx.uint8)))
+    return np.array(mx.view(array if array.ndim else array[None], mx.uint8)).tobytes()
 
 
 def single_launch(kernel: Kernel, executable: Any, backend: Backend) -> Any:
@@ -243,9 +243,7 @@ def _sharp(oracle: Array, dtype: DType, limit: float) -> bool:
     return oracle.size == 1 or all(error(null, oracle, dtype).worst > limit for null in nulls)
 
 
-def verify(
-    region: Region, kernel: Kernel, executable: Any, backend: Backend, seed: int | None = None
-) -> Verdict:
+def verify(region: Region, kernel: Kernel, executable: Any, backend: Backend, seed: int | None = None) -> Verdict:
     """Judges a built kernel against the float64 oracle of its region.
 
     Args:
@@ -270,5 +268,6 @@ def verify(
     except _Rejected as rejected:
         return Verdict(rejected.reason.value, str(rejected), count, worst, stock, seed, kernel.name)
     except Exception as error_:  # a fault of the judge must not end the user's command
-        return Verdict(Reason.NOT_JUDGED.value, f"{type(error_).__name__}: {error_}", count, worst, stock, seed, kernel.name)
+        detail = f"{type(error_).__name__}: {error_}"
+        return Verdict(Reason.NOT_JUDGED.value, detail, count, worst, stock, seed, kernel.name)
     return Verdict("", "", count, worst, stock, seed, kernel.name)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from mlx_autoperfect.device import usable_cores
 from mlx_autoperfect.errors import Reason
 from mlx_autoperfect.verify.judge import Verdict
 from mlx_autoperfect.verify.request import Request
@@ -25,7 +26,7 @@ class _Worker:
     """One worker process and the thread that reads its answers."""
 
     def __init__(self) -> None:
-        environment = os.environ | {"AUTOPERFECT": "0", "AUTOPERFECT_THREADS": os.environ.get("AUTOPERFECT_THREADS", "2")}
+        environment = os.environ | {"AUTOPERFECT": "0"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "mlx_autoperfect.verify.worker"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment,
@@ -68,9 +69,7 @@ class _Worker:
         self.process.wait()
 
 
-def judge_all(
-    requests: Sequence[Request], done: Callable[[int, Verdict], None], workers: int | None = None
-) -> None:
+def judge_all(requests: Sequence[Request], done: Callable[[int, Verdict], None], workers: int | None = None) -> None:
     """Judges every request in worker processes.
 
     Args:
@@ -78,7 +77,7 @@ def judge_all(
         done: called from this thread with the index of a request and its verdict, as they come.
         workers: how many processes; one per usable core, at most four, when ``None``.
     """
-    count = min(workers or len(os.sched_getaffinity(0)), _MOST_WORKERS, len(requests))
+    count = min(workers or usable_cores(), _MOST_WORKERS, len(requests))
     pending: queue.Queue[int] = queue.Queue()
     for index in range(len(requests)):
         pending.put(index)

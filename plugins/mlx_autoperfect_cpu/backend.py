@@ -115,9 +115,7 @@ class CpuBackend:
         name = "+".join(launch.executable.kernel.name for launch in spec.launches)
         keep = tuple(launch.executable.library for launch in spec.launches)
         module = self._native.module
-        plan = module.Plan(
-            steps=steps, inputs=inputs, outputs=outputs, temporaries=temporaries, name=name, keep=keep
-        )
+        plan = module.Plan(steps=steps, inputs=inputs, outputs=outputs, temporaries=temporaries, name=name, keep=keep)
         return CpuSequence(plan, module.Bound)
 
     def poison(self, pattern: int | None) -> None:
@@ -155,5 +153,3 @@ def _sizes(kernel: Kernel, rows: int, keys: int, threads: int) -> tuple[int, ...
     if isinstance(anchor, AttentionAnchor):
         return (1, anchor.heads, anchor.groups, evaluate(anchor.rows, symbols), keys, threads)
     return (threads,)
-
-

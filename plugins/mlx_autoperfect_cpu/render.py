@@ -31,7 +31,8 @@ def _literal(value: float) -> str:
 SPELLING = Spelling(
     vector="V",
     apply={
-        "neg": "(-{0})", "exp": "vexp({0})", "log": "vlog({0})", "tanh": "vtanh({0})", "erf": "verf({0})", "sqrt": "vsqrt({0})",
+        "neg": "(-{0})", "exp": "vexp({0})", "log": "vlog({0})", "tanh": "vtanh({0})", "erf": "verf({0})",
+        "sqrt": "vsqrt({0})",
         "rsqrt": "vrsqrt({0})", "sigmoid": "vsigmoid({0})", "abs": "vabs({0})", "add": "({0} + {1})",
         "sub": "({0} - {1})", "mul": "({0} * {1})", "div": "({0} / {1})", "max": "vmax({0}, {1})",
         "min": "vmin({0}, {1})", "square": "({0} * {0})",

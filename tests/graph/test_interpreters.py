@@ -22,7 +22,7 @@ from mlx_autoperfect.graph.types import ArrayType, Size, WeightType, parse_type
 from mlx_autoperfect.verify.judge import to_numpy
 
 Array = NDArray[Any]
-_POSITIVE = frozenset("log sqrt rsqrt reciprocal log1p pow".split())
+_POSITIVE = frozenset(["log", "sqrt", "rsqrt", "reciprocal", "log1p", "pow"])
 
 
 def _draw(seed: int, *shape: int) -> Array:

@@ -122,7 +122,8 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "forgets the oldest key": Mutation(
         "decode.block.attention", "head * k_stride[1] + t * k_stride[2]",
-        "head * k_stride[1] + (t ? t : T - 1) * k_stride[2]", _MISMATCH, inline=("attention",),
+        "head * k_stride[1] + (t ? t : T - 1) * k_stride[2]",
+        _MISMATCH | {Reason.NON_FINITE}, inline=("attention",),
     ),
     "heads grouped the other way": Mutation(
         "decode.block.attention", _HEADS, "(row % group * HKV + head)", _MISMATCH, inline=("attention",),
@@ -135,8 +136,9 @@ MUTATIONS: dict[str, Mutation] = {
         "decode.block.rope", "return 4;", "return 3;", frozenset({Reason.UNWRITTEN_OUTPUT})
     ),
     "writes an input": Mutation(
-        "decode.block.rope", "f16* dst =", "const_cast<f16*>(p_i0)[1] = p_i0[0]; f16* dst =",
-        frozenset({Reason.INPUT_MODIFIED, Reason.NON_DETERMINISTIC, Reason.NUMERIC_MISMATCH}),
+        "decode.block.rope", "f16* p_i0 = static_cast<const f16*>(c.in[0].data) + a * (0) + b * (32);",
+        "f16* p_i0 = static_cast<const f16*>(c.in[0].data) + a * (0) + b * (32);"
+        " const_cast<f16*>(p_i0)[1] = p_i0[0];", frozenset({Reason.INPUT_MODIFIED}),
     ),
     "another result each time": Mutation(
         "decode.block.o_residual", "return x2;", "static int calls = 0; return x2 + V(float(++calls & 1023));",

@@ -8,7 +8,7 @@
 //                                 out[m * V::W + r] has the sum spread over its lanes. Rows past the
 //                                 end repeat the last
 //   panel(a, n, k, count, dst, stride)   weights of rows n .. n + V::W - 1, columns k .. k + count - 1, transposed to
-//                                 f32:                                 dst[j * stride + lane]; k is a multiple of kPanelStep
+//                                 f32: dst[j * stride + lane]; k is a multiple of kPanelStep
 #pragma once
 #include "vec.h"
 

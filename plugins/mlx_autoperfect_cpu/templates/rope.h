@@ -1,6 +1,6 @@
 // Rotary position embedding of one row, as mx.fast.rope defines it: of the first `dims` features, pair i (of dims / 2)
-// is rotated by position * scale * base^(-2 i / dims), or by position * scale / freqs[i]. Pairs are (i, i + dims / 2), or
-// (2 i, 2 i + 1) if `traditional`. Angles are computed in double, so that long contexts lose nothing.
+// is rotated by position * scale * base^(-2 i / dims), or by position * scale / freqs[i]. Pairs are (i, i + dims / 2),
+// or (2 i, 2 i + 1) if `traditional`. Angles are computed in double, so that long contexts lose nothing.
 #pragma once
 #include "vmath.h"
 
