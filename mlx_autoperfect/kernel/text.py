@@ -84,7 +84,7 @@ _WORDS = re.compile(r"\([^)]*\)|\S+")
 
 
 def _parse_value(hint: Any, text: str) -> Any:
-    arguments = getattr(hint, "__args__", ())
+    arguments: tuple[Any, ...] = getattr(hint, "__args__", ())
     if isinstance(hint, UnionType) and Size in arguments:
         return parse_dim(text)
     if getattr(hint, "__origin__", None) is tuple:

@@ -190,10 +190,15 @@ class _Renderer:
                 *(f"  static constexpr bool {name} = true;" for name, flag in flags if flag),
                 "};",
                 f"AP_KERNEL({ENTRY}, Attention<AttnTypes<{types}>, {anchor.width}, {anchor.value_width}, {causal},"
-                f" AttentionSchedule<{self.knobs()}>, Ops>)",
+                f" AttentionSchedule<{self.knobs() or _queries(anchor.heads // anchor.groups)}>, Ops>)",
             ]
         )
         return "attention.h", text
+
+
+def _queries(group: int) -> int:
+    """Query rows that share a pass over keys: the group of a key head, or a divisor of it, up to 4."""
+    return max(n for n in range(1, 5) if group % n == 0)
 
 
 def _refuse(kernel: Kernel) -> Failure | None:
