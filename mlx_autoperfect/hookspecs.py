@@ -43,16 +43,29 @@ class Launch:
 
 
 @dataclass(frozen=True)
+class Append:
+    """Writes the rows of buffer ``source`` into a cache: output ``output`` is input ``input`` with them at ``offset``.
+
+    ``filled`` is the view of that output up to T positions, which later launches read by its buffer number.
+    """
+
+    source: int
+    input: int
+    output: int
+    filled: Slot
+
+
+@dataclass(frozen=True)
 class SequenceSpec:
     """Kernels that run one after the other as one lazy node.
 
     Attributes:
-        launches: in order.
+        launches: in order. The views that appends make are numbered after the temporaries, in order.
         inputs, outputs, temporaries: the arrays that buffer numbers refer to.
         symbols: names of the sizes and scalars that a call supplies, in order.
     """
 
-    launches: tuple[Launch, ...]
+    launches: tuple[Launch | Append, ...]
     inputs: tuple[Slot, ...]
     outputs: tuple[Slot, ...]
     temporaries: tuple[Slot, ...]

@@ -24,7 +24,8 @@ from mlx_autoperfect.hookspecs import Backend
 from mlx_autoperfect.kernel.ir import Kernel
 from mlx_autoperfect.kernel.lower import lower
 from mlx_autoperfect.passes.driver import Applied, canonicalize
-from mlx_autoperfect.runtime.assemble import Plan, Proven, assemble
+from mlx_autoperfect.runtime.assemble import Plan, assemble
+from mlx_autoperfect.runtime.sequence import Proven
 from mlx_autoperfect.store.verdicts import VerdictStore
 from mlx_autoperfect.verify.judge import Verdict
 from mlx_autoperfect.verify.pool import judge_all
@@ -134,6 +135,10 @@ class Analysis:
                         table[region.signature] = outcome.proven
         return table
 
+
+# Layers that one node of MLX's graph runs at decode: fewer nodes cost less on the host, but MLX copies the list of
+# inputs for every output, which grows with the square of this.
+_UPDATES_PER_NODE = 5
 
 # What says nothing about the kernel, only about this attempt: judged again at the next start.
 _TRANSIENT = frozenset({Reason.NOT_JUDGED.value, Reason.TIMED_OUT.value})
@@ -349,6 +354,10 @@ def plans(
             plan = assemble(parts, analysis.proven(variant), backend, call_block)
             if plan.kernels:
                 found[variant.name] = plan
+            if plan.kernels and what == "root" and variant is ONE:
+                found["in_place"] = assemble(
+                    parts, analysis.proven(variant), backend, call_block, updates_per_node=_UPDATES_PER_NODE
+                )
     return found
 
 

@@ -7,7 +7,7 @@ graph, one call from Python.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.nn as nn
@@ -20,21 +20,17 @@ from mlx_autoperfect.graph.graph import Graph, Node, Param
 from mlx_autoperfect.graph.interpret import run as run_graph
 from mlx_autoperfect.graph.on_mlx import TABLE, bind_param, constant
 from mlx_autoperfect.graph.ops import OpClass
-from mlx_autoperfect.hookspecs import Backend, Guard, Launch, Sequencer, SequenceSpec, Slot
-from mlx_autoperfect.kernel.abi import flatten
-from mlx_autoperfect.kernel.ir import Kernel
-from mlx_autoperfect.runtime.stages import BlockStage, CacheStage, Forward, KernelStage, Stage, StockStage
-
-# What every sequence is told at a call: rows of hidden state, positions in the cache before and after.
-SYMBOLS = ("L", "offset", "T")
-
-
-@dataclass(frozen=True)
-class Proven:
-    """A kernel that passed verification here, built."""
-
-    kernel: Kernel
-    executable: Any
+from mlx_autoperfect.hookspecs import Backend, Guard
+from mlx_autoperfect.runtime.sequence import AppendItem, Item, KernelItem, Proven, prepare
+from mlx_autoperfect.runtime.stages import (
+    BlockStage,
+    CachedKernelStage,
+    CacheStage,
+    Forward,
+    KernelStage,
+    Stage,
+    StockStage,
+)
 
 
 def module_at(root: nn.Module, path: str) -> Any:
@@ -71,13 +67,6 @@ def guards_of(root: nn.Module, params: Sequence[Param]) -> tuple[Guard, ...]:
     return tuple(found.values())
 
 
-@dataclass
-class _Segment:
-    """Regions that will run as one sequence."""
-
-    regions: list[tuple[Region, Proven]] = field(default_factory=list)
-
-
 @dataclass(frozen=True)
 class Plan:
     """A forward that is not yet bound to a module: shared by all modules of equal graphs.
@@ -106,12 +95,14 @@ class _Assembler:
         proven: Mapping[str, Proven],
         backend: Backend,
         call_block: Callable[[int], Callable[[Any, Any], Any]] | None,
+        updates_per_node: int,
     ) -> None:
         self.partition = partition
         self.graph: Graph = partition.graph
         self.proven = proven
         self.backend = backend
         self.call_block = call_block
+        self.updates_per_node = updates_per_node
         self.index: dict[str, int] = {}
         self.steps: list[Callable[[nn.Module], Stage]] = []
         self.kernels: list[str] = []
@@ -131,27 +122,37 @@ class _Assembler:
     def assemble(self) -> Plan:
         regions = list(self.partition.regions)
         effects = [n for n in self.graph.nodes if n.op.kind is OpClass.EFFECT]
-        segment = _Segment()
+        items: list[Item] = []
         while regions or effects:
             region = next((r for r in regions if self.ready(r.inputs)), None)
             if region is not None:
                 regions.remove(region)
                 proven = self.proven.get(region.signature)
                 if proven is None:
-                    self.close(segment, regions, effects)
+                    self.close(items, regions, effects)
                     self.stock(region)
                 else:
-                    segment.regions.append((region, proven))
+                    items.append(KernelItem(region, proven))
                 self.stored.update(region.outputs)
                 continue
-            self.close(segment, regions, effects)
             node = next(n for n in effects if self.ready(n.inputs))
+            appended = sum(isinstance(item, AppendItem) for item in items)
+            if appended >= self.updates_per_node or not self.inlines(node):
+                self.close(items, regions, effects)
             effects.remove(node)
-            self.effect(node)
+            if self.inlines(node):
+                items.append(AppendItem(node))
+            else:
+                self.effect(node)
             self.stored.update(node.outputs)
-        self.close(segment, regions, effects)
+        self.close(items, regions, effects)
         result = self.viewed(self.graph.outputs[0])
         return Plan(tuple(self.steps), len(self.index), result, tuple(self.kernels))
+
+    def inlines(self, node: Node) -> bool:
+        """Whether a sequence updates the cache itself: it was asked to, and keys and values are stored as they are."""
+        stored = all(not chain_of(self.graph, v, self.sinks) for v in node.inputs)
+        return self.updates_per_node > 0 and isinstance(node.op, ops.CacheUpdate) and stored
 
     def viewed(self, value: str) -> int:
         """The slot of ``value`` itself, applying views to what is stored where it is a view."""
@@ -183,86 +184,27 @@ class _Assembler:
             stage = CacheStage(node.op.index, (values[0], values[1]), (results[0], results[1]))
         self.steps.append(lambda _: stage)
 
-    def close(self, segment: _Segment, regions: Sequence[Region], effects: Sequence[Node]) -> None:
-        """Turns the collected regions into one sequence."""
-        if not segment.regions:
+    def close(self, items: list[Item], regions: Sequence[Region], effects: Sequence[Node]) -> None:
+        """Turns the collected items into one sequence."""
+        if not items:
             return
-        done = list(segment.regions)
-        segment.regions.clear()
-        wanted = {base_of(self.graph, v, self.sinks) for r in regions for v in r.inputs}
-        wanted |= {base_of(self.graph, v, self.sinks) for n in effects for v in n.inputs}
-        wanted |= {base_of(self.graph, v, self.sinks) for v in self.graph.outputs}
-        sequence = sequence_of(self.graph, done, wanted, self.backend)
+        done = list(items)
+        items.clear()
+        needed = [v for r in regions for v in r.inputs] + [v for n in effects for v in n.inputs]
+        wanted = {base_of(self.graph, v, self.sinks) for v in (*needed, *self.graph.outputs)}
+        sequence = prepare(self.graph, done, wanted, self.backend)
         values = tuple(self.slot(v) for v in sequence.values)
         results = tuple(self.slot(v) for v in sequence.results)
-        self.kernels += [region.name for region, _ in done]
-        self.steps.append(
-            lambda module: KernelStage(
-                sequence.run.bind(slots_of(module, sequence.params), guards_of(module, sequence.params)),
-                values,
-                results,
-            )
-        )
+        self.kernels += [item.region.name for item in done if isinstance(item, KernelItem)]
+        caches = sequence.caches
 
+        def step(module: nn.Module) -> Stage:
+            bound = sequence.run.bind(slots_of(module, sequence.params), guards_of(module, sequence.params))
+            if caches:
+                return CachedKernelStage(bound, values, caches, results)
+            return KernelStage(bound, values, results)
 
-@dataclass(frozen=True)
-class _Sequence:
-    run: Sequencer
-    values: tuple[str, ...]
-    params: tuple[Param, ...]
-    results: tuple[str, ...]
-
-
-def sequence_of(
-    graph: Graph, regions: Sequence[tuple[Region, Proven]], wanted: set[str], backend: Backend
-) -> _Sequence:
-    """Prepares the regions, in order, as one sequence that hands out the ``wanted`` values."""
-    made = [v for region, _ in regions for v in region.outputs]
-    scalars = {
-        v for region, proven in regions for v, (local, _) in zip(region.inputs, region.graph.inputs, strict=True)
-        if local in proven.kernel.scalars
-    }  # fmt: skip
-    outside = dict.fromkeys(v for region, _ in regions for v in region.inputs if v not in made and v not in scalars)
-    strided = {
-        v for region, proven in regions
-        for v, operand in zip((v for v in region.inputs if v not in scalars), proven.kernel.inputs, strict=False)
-        if operand.strided
-    }  # fmt: skip
-    params = tuple({p.value: p for region, _ in regions for p in region.params}.values())
-    results = tuple(v for v in made if v in wanted)
-    temporaries = tuple(v for v in made if v not in wanted)
-
-    inputs: list[Slot] = []
-    first: dict[str, int] = {}
-    for value in outside:
-        first[value] = len(inputs)
-        inputs += _slots(value, graph.types[value], value in strided)
-    for param in params:
-        first[param.value] = len(inputs)
-        inputs += _slots(param.path, param.type, False)
-    for value in (*results, *temporaries):
-        first[value] = len(inputs) + (*results, *temporaries).index(value)
-    launches = []
-    for region, proven in regions:
-        sources = [v for v in region.inputs if v not in scalars] + [p.value for p in region.params]
-        refs = [
-            first[v] + part
-            for v, operand in zip(sources, proven.kernel.inputs, strict=True)
-            for part in range(len(flatten(operand.name, operand.type)))
-        ]
-        launches.append(Launch(proven.executable, tuple(refs), tuple(first[v] for v in region.outputs)))
-    spec = SequenceSpec(
-        tuple(launches),
-        tuple(inputs),
-        tuple(slot for v in results for slot in _slots(v, graph.types[v], False)),
-        tuple(slot for v in temporaries for slot in _slots(v, graph.types[v], False)),
-        SYMBOLS,
-    )
-    return _Sequence(backend.sequence(spec), tuple(outside), params, results)
-
-
-def _slots(name: str, type_: Any, strided: bool) -> list[Slot]:
-    return [Slot(name, array.dtype, array.shape, array.strided) for array in flatten(name, type_, strided)]
+        self.steps.append(step)
 
 
 def _views(graph: Graph, chain: Sequence[Node]) -> Callable[[Sequence[Any], Sequence[Any]], Sequence[Any]]:
@@ -291,6 +233,7 @@ def assemble(
     proven: Mapping[str, Proven],
     backend: Backend,
     call_block: Callable[[int], Callable[[Any, Any], Any]] | None = None,
+    updates_per_node: int = 0,
 ) -> Plan:
     """Prepares the forward of a partitioned graph.
 
@@ -299,5 +242,7 @@ def assemble(
         proven: kernels by region signature; regions without one run on MLX.
         backend: runs the kernels.
         call_block: for a root's graph, how block ``i`` is called with ``(hidden state, cache)``.
+        updates_per_node: let sequences write to the caches themselves, this many updates in one; 0 leaves updates
+            to the caches. Such a forward needs caches with room.
     """
-    return _Assembler(partition, proven, backend, call_block).assemble()
+    return _Assembler(partition, proven, backend, call_block, updates_per_node).assemble()

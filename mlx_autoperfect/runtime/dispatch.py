@@ -49,12 +49,14 @@ class Forwards:
         one: a single row.
         few: 2 to 16 rows.
         many: more rows.
+        in_place: a single row, writing to caches that have room.
     """
 
     name: str
     one: Forward | None = None
     few: Forward | None = None
     many: Forward | None = None
+    in_place: Forward | None = None
     dropped: list[str] = field(default_factory=list)
 
     def select(self, rows: int) -> Forward | None:
@@ -64,7 +66,7 @@ class Forwards:
 
     def drop(self, forward: Forward, error: Exception) -> None:
         """Never uses ``forward`` again."""
-        for kind in ("one", "few", "many"):
+        for kind in ("one", "few", "many", "in_place"):
             if getattr(self, kind) is forward:
                 setattr(self, kind, None)
         self.dropped.append(str(error))
@@ -115,7 +117,7 @@ class BlockRunner:
             return self.original(h, *args, **kwargs)
         offset = cache.offset
         try:
-            return forward(h, [rows, offset, offset + rows], (cache,))
+            return forward(h, [rows, offset, offset + rows, 0], (cache,))
         except Exception as error:  # the user's generation goes on, whatever happened
             self.forwards.drop(forward, error)
             # Rows appended before the failure are behind the offset again, and will be overwritten.
@@ -154,6 +156,19 @@ class RootRunner:
             and all(type(cache) in self.cache_types for cache in caches)
         )
 
+    def _room(self, caches: list[Any]) -> int:
+        """Positions that every cache has buffers for; 0 when they differ or there are none yet."""
+        room = 0
+        for cache in caches:
+            keys, values = cache.keys, cache.values
+            if keys is None or values is None:
+                return 0
+            size = keys.shape[2]
+            if values.shape[2] != size or room not in (0, size):
+                return 0
+            room = size
+        return room
+
     def call(self) -> Callable[..., Any]:
         """The patched ``__call__``."""
         runner = self
@@ -171,11 +186,12 @@ class RootRunner:
                 and runner._plain(caches)
             ):
                 rows, offset = shape[1], caches[0].offset
-                forward = runner.forwards.select(rows)
+                room = runner._room(caches) if rows == 1 and runner.forwards.in_place is not None else 0
+                forward = runner.forwards.in_place if room > offset else runner.forwards.select(rows)
                 offsets = [cache.offset for cache in caches]
                 if forward is not None and offsets.count(offset) == len(offsets):
                     try:
-                        return forward(tokens, [rows, offset, offset + rows], caches)
+                        return forward(tokens, [rows, offset, offset + rows, room], caches)
                     except Exception as error:  # as in BlockRunner.run
                         runner.forwards.drop(forward, error)
                         for cache, before in zip(caches, offsets, strict=True):
@@ -205,7 +221,7 @@ class LeafRunner:
             if forward is None:
                 return runner.original(x)
             try:
-                y = forward(x.reshape(rows, runner.width), [rows, 0, rows], None)
+                y = forward(x.reshape(rows, runner.width), [rows, 0, rows, 0], None)
             except Exception as error:  # as in BlockRunner.run
                 runner.forwards.drop(forward, error)
                 return runner.original(x)

@@ -38,6 +38,31 @@ class KernelStage:
 
 
 @dataclass(frozen=True, slots=True)
+class CachedKernelStage:
+    """A sequence that writes to caches itself.
+
+    The buffers go in and come out again as new arrays; where nobody else holds them it is the same memory. ``symbols``
+    are rows, offset and filled positions, as for every stage.
+    """
+
+    run: Bound
+    values: tuple[int, ...]
+    caches: tuple[int, ...]
+    results: tuple[int, ...]
+
+    def __call__(self, values: Values, symbols: list[int], caches: Any) -> None:
+        arrays = [values[i] for i in self.values]
+        for i in self.caches:
+            arrays += (caches[i].keys, caches[i].values)
+        made = iter(self.run(arrays, symbols))
+        for index in self.results:
+            values[index] = next(made)
+        for i in self.caches:
+            cache = caches[i]
+            cache.keys, cache.values, cache.offset = next(made), next(made), symbols[2]
+
+
+@dataclass(frozen=True, slots=True)
 class StockStage:
     """Runs a piece of the graph with MLX's own operations."""
 

@@ -12,7 +12,7 @@ from typing import Any
 from mlx_autoperfect.codegen.source import Source
 from mlx_autoperfect.errors import Failure
 from mlx_autoperfect.graph.types import Dim, evaluate
-from mlx_autoperfect.hookspecs import Bound, Guard, ParamSlot, Sequencer, SequenceSpec, Slot
+from mlx_autoperfect.hookspecs import Append, Bound, Guard, Launch, ParamSlot, Sequencer, SequenceSpec, Slot
 from mlx_autoperfect.kernel.ir import AttentionAnchor, Gemm, Kernel, MatVec
 from mlx_autoperfect_cpu.build import TEMPLATES, Library, SourceUnit, _digest_headers
 from mlx_autoperfect_cpu.extension import Backend as Native
@@ -61,6 +61,16 @@ class CpuSequence:
         return self.bound(self.plan, list(params), list(guards))
 
 
+def _step(launch: Launch | Append, first_output: int, module: Any) -> tuple[Any, ...]:
+    """A launch as the native module takes it."""
+    if isinstance(launch, Append):
+        address = module.append_address(launch.filled.dtype.size)
+        return (address, [launch.source], [first_output + launch.output], 0, [])
+    executable = launch.executable
+    per_symbol = list(executable.scratch_per_symbol)
+    return (executable.address, list(launch.inputs), list(launch.outputs), executable.scratch, per_symbol)
+
+
 class CpuBackend:
     """Implements :class:`mlx_autoperfect.hookspecs.Backend`."""
 
@@ -99,23 +109,30 @@ class CpuBackend:
         ]
 
     def sequence(self, spec: SequenceSpec) -> Sequencer:
-        steps = [
-            (
-                launch.executable.address,
-                list(launch.inputs),
-                list(launch.outputs),
-                launch.executable.scratch,
-                list(launch.executable.scratch_per_symbol),
-            )
-            for launch in spec.launches
+        module = self._native.module
+        appends = [launch for launch in spec.launches if isinstance(launch, Append)]
+        kernels = [launch for launch in spec.launches if isinstance(launch, Launch)]
+        first_output = len(spec.inputs)
+        steps = [_step(launch, first_output, module) for launch in spec.launches]
+        caches = {append.input for append in appends}
+        inputs = [
+            (s.dtype.mlx, len(s.shape), _dims(s), None if i in caches else not s.strided, s.name)
+            for i, s in enumerate(spec.inputs)
         ]
-        inputs = [(s.dtype.mlx, len(s.shape), _dims(s), not s.strided, s.name) for s in spec.inputs]
         outputs = [(s.dtype.mlx, _dims(s)) for s in spec.outputs]
         temporaries = [(s.dtype.mlx, _dims(s)) for s in spec.temporaries]
-        name = "+".join(launch.executable.kernel.name for launch in spec.launches)
-        keep = tuple(launch.executable.library for launch in spec.launches)
-        module = self._native.module
-        plan = module.Plan(steps=steps, inputs=inputs, outputs=outputs, temporaries=temporaries, name=name, keep=keep)
+        name = "+".join(launch.executable.kernel.name for launch in kernels)
+        keep = tuple(launch.executable.library for launch in kernels)
+        plan = module.Plan(
+            steps=steps,
+            inputs=inputs,
+            outputs=outputs,
+            temporaries=temporaries,
+            name=name,
+            keep=keep,
+            views=[(first_output + append.output, _dims(append.filled)) for append in appends],
+            updates=[(append.output, append.input) for append in appends],
+        )
         return CpuSequence(plan, module.Bound)
 
     def poison(self, pattern: int | None) -> None:

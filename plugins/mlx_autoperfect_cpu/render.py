@@ -16,7 +16,7 @@ from mlx_autoperfect.kernel.program import Load, Rotate
 # Every kernel exports this name: kernels that differ only in sizes are then the same source.
 ENTRY = "ap_entry"
 # Order of the symbols that a launch passes (see mlx_autoperfect.runtime.assemble.SYMBOLS).
-SYMBOL = {"L": 0, "offset": 1, "T": 2}
+SYMBOL = {"L": 0, "offset": 1, "T": 2, "C": 3}
 
 _TYPES = {DType.F16: "f16", DType.BF16: "bf16", DType.F32: "f32"}
 _BITS = frozenset({4, 8})

@@ -168,7 +168,7 @@ def test_an_invalid_call_fails_as_it_does_without_us(pair: Twins) -> None:
     for args, kwargs in (((mx.ones((2, 3, 64)),), {}), ((), {})):
         errors = []
         for model in (pair.stock, pair.fast):
-            with pytest.raises(Exception) as caught:  # noqa: PT011
+            with pytest.raises(Exception) as caught:
                 model.layers[0].mlp.up_proj(*args, **kwargs)
             errors.append(type(caught.value))
         assert errors[0] is errors[1]

@@ -8,6 +8,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "mlx/utils.h"
+#include "append.h"
 #include "sequence.h"
 
 namespace nb = nanobind;
@@ -74,7 +75,8 @@ class PyPlan {
  public:
   PyPlan(const std::vector<nb::tuple>& steps, const std::vector<nb::tuple>& inputs,
          const std::vector<nb::tuple>& outputs, const std::vector<nb::tuple>& temporaries, int32_t threads,
-         std::string name, nb::object keep)
+         std::string name, nb::object keep, const std::vector<nb::tuple>& views,
+         const std::vector<std::pair<int32_t, int32_t>>& updates)
       : keep_(std::move(keep)) {
     auto plan = std::make_shared<Plan>();
     plan->name = std::move(name);
@@ -82,6 +84,11 @@ class PyPlan {
     for (const auto& item : inputs) plan->inputs.push_back(to_input(item, *plan));
     for (const auto& item : outputs) plan->outputs.push_back(to_result(item, *plan));
     for (const auto& item : temporaries) plan->temporaries.push_back(to_result(item, *plan));
+    for (const auto& item : views) {
+      auto dims = to_dims(nb::cast<std::vector<DimTuple>>(item[1]), *plan);
+      plan->views.push_back({nb::cast<int32_t>(item[0]), std::move(dims)});
+    }
+    for (const auto& [output, input] : updates) plan->updates.push_back({output, input});
     for (const auto& item : steps) plan->steps.push_back(to_step(item, *plan));
     for (const Operand& output : plan->outputs) plan->output_dtypes.push_back(output.dtype);
     plan->validate();
@@ -91,16 +98,16 @@ class PyPlan {
   nb::list call(nb::handle inputs, nb::handle symbols, nb::handle stream) const {
     std::vector<mx::array> arrays;
     arrays.reserve(plan_->inputs.size());
-    append_arrays(inputs, plan_->inputs.size(), arrays);
-    return run(std::move(arrays), symbols, stream);
+    const bool in_place = append_arrays(inputs, plan_->inputs.size(), arrays);
+    return run(std::move(arrays), in_place, symbols, stream);
   }
 
   // The node's outputs for all of its inputs.
-  nb::list run(std::vector<mx::array> arrays, nb::handle symbols, nb::handle stream) const {
+  nb::list run(std::vector<mx::array> arrays, bool in_place, nb::handle symbols, nb::handle stream) const {
     std::vector<int64_t> values = to_symbols(symbols);
     plan_->check(arrays, values);
     auto shapes = plan_->output_shapes(values);
-    auto node = std::make_shared<Sequence>(to_stream(stream), plan_, std::move(values));
+    auto node = std::make_shared<Sequence>(to_stream(stream), plan_, std::move(values), in_place);
     auto made = mx::array::make_arrays(std::move(shapes), plan_->output_dtypes, node, arrays);
     nb::list result;
     for (mx::array& array : made) result.append(nb::cast(std::move(array)));
@@ -109,15 +116,21 @@ class PyPlan {
 
   const Plan& plan() const { return *plan_; }
 
-  // Appends `wanted` arrays of a list or tuple to `arrays`.
-  void append_arrays(nb::handle inputs, size_t wanted, std::vector<mx::array>& arrays) const {
+  // Appends `wanted` arrays of a list or tuple to `arrays`. Returns whether the inputs that the plan updates are known
+  // to nobody but the sequence and one owner: then they may be updated in place.
+  bool append_arrays(nb::handle inputs, size_t wanted, std::vector<mx::array>& arrays) const {
     nb::object fast = nb::steal(PySequence_Fast(inputs.ptr(), "inputs must be a list or tuple of arrays"));
     if (!fast.is_valid()) nb::raise_python_error();
     const auto count = static_cast<size_t>(PySequence_Fast_GET_SIZE(fast.ptr()));
     if (count != wanted)
       detail::fail(*plan_, "expected " + std::to_string(wanted) + " inputs, got " + std::to_string(count));
     PyObject** items = PySequence_Fast_ITEMS(fast.ptr());
+    bool alone = true;
+    for (const Update& update : plan_->updates)
+      alone = alone && static_cast<size_t>(update.input) < count && Py_REFCNT(items[update.input]) <= 2 &&
+              owners(to_array(nb::handle(items[update.input]), update.input)) == 1;
     for (size_t i = 0; i < count; ++i) arrays.push_back(to_array(nb::handle(items[i]), arrays.size()));
+    return alone;
   }
 
   // The array that a Python object is; `i` is its place among the inputs, for the error.
@@ -173,13 +186,13 @@ class PyBound {
         detail::fail(plan_.plan(), "a module of the model was replaced: " + nb::cast<std::string>(nb::str(guard.key)));
     std::vector<mx::array> arrays;
     arrays.reserve(own_ + params_.size());
-    plan_.append_arrays(inputs, own_, arrays);
+    const bool in_place = plan_.append_arrays(inputs, own_, arrays);
     for (Entry& entry : params_) {
       nb::handle now = find(entry.owner, entry.key);
       if (now.ptr() != entry.value.ptr()) entry.value = nb::borrow(now);
       arrays.push_back(plan_.to_array(entry.value, arrays.size()));
     }
-    return plan_.run(std::move(arrays), symbols, stream);
+    return plan_.run(std::move(arrays), in_place, symbols, stream);
   }
 
  private:
@@ -222,9 +235,11 @@ NB_MODULE(AP_MODULE_NAME, m) {
   using namespace autoperfect;
   nb::class_<PyPlan>(m, "Plan")
       .def(nb::init<const std::vector<nb::tuple>&, const std::vector<nb::tuple>&, const std::vector<nb::tuple>&,
-                    const std::vector<nb::tuple>&, int32_t, std::string, nb::object>(),
+                    const std::vector<nb::tuple>&, int32_t, std::string, nb::object, const std::vector<nb::tuple>&,
+                    const std::vector<std::pair<int32_t, int32_t>>&>(),
            "steps"_a, "inputs"_a, "outputs"_a, "temporaries"_a = std::vector<nb::tuple>(), "threads"_a = 0,
-           "name"_a = "Sequence", "keep"_a = nb::none())
+           "name"_a = "Sequence", "keep"_a = nb::none(), "views"_a = std::vector<nb::tuple>(),
+           "updates"_a = std::vector<std::pair<int32_t, int32_t>>())
       .def("__call__", &PyPlan::call, "inputs"_a, "symbols"_a = nb::tuple(), "stream"_a = nb::none())
       .def_prop_ro("name", [](const PyPlan& self) { return self.plan().name; })
       .def_prop_ro("num_inputs", [](const PyPlan& self) { return self.plan().inputs.size(); })
@@ -238,6 +253,8 @@ NB_MODULE(AP_MODULE_NAME, m) {
       .def(nb::init<nb::object, const std::vector<nb::tuple>&, const std::vector<nb::tuple>&>(), "plan"_a, "params"_a,
            "guards"_a)
       .def("__call__", &PyBound::call, "inputs"_a, "symbols"_a = nb::tuple(), "stream"_a = nb::none());
+  m.def("append_address", [](int32_t itemsize) { return reinterpret_cast<uintptr_t>(append_kernel(itemsize)); },
+        "itemsize"_a);
   m.def("set_poison", &set_poison, "pattern"_a.none());
   m.def("set_threads", &set_threads, "threads"_a);
   m.def("threads", [] { return default_threads.load(); });

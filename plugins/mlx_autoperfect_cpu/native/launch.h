@@ -20,14 +20,21 @@ inline std::atomic<int32_t> default_threads{1};
 class Launch {
  public:
   // `outputs` are allocated; `inputs` and `outputs` outlive the run (MLX holds their buffers).
+  // Outputs that are `shared` have the memory of the input that they update; others that update one start as its copy.
   Launch(std::shared_ptr<const Plan> plan, std::vector<int64_t> symbols, const std::vector<mx::array>& inputs,
-         const std::vector<mx::array>& outputs)
+         const std::vector<mx::array>& outputs, const std::vector<bool>& shared)
       : plan_(std::move(plan)), symbols_(std::move(symbols)), poison_(poison_byte.load()) {
     const int32_t wanted = plan_->threads > 0 ? plan_->threads : default_threads.load();
     int32_t useful = 1;
     for (const Step& step : plan_->steps) useful = std::max(useful, step.threads > 0 ? step.threads : wanted);
     threads_ = std::min(wanted, useful);
     lay_out(inputs, outputs);
+    for (const Update& update : plan_->updates) {
+      const size_t at = static_cast<size_t>(update.output);
+      const ap_array& from = buffers_[update.input];
+      if (!shared[at]) copies_.push_back({inputs.size() + at, 0, from.data, from.strides, inputs[update.input].itemsize()});
+      outputs_[at].second = 0;  // never poisoned: most of it is not written
+    }
   }
 
   // Runs the steps; the only allocation is the arena.
@@ -41,7 +48,7 @@ class Launch {
   }
 
  private:
-  // A non-contiguous input and the place of its contiguous copy.
+  // A non-contiguous input and the place of its contiguous copy; or an output that starts as the copy of an input.
   struct Copy {
     size_t buffer;
     int64_t offset;
@@ -58,11 +65,12 @@ class Launch {
   }
 
   void lay_out(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) {
-    const size_t count = inputs.size() + outputs.size() + plan_->temporaries.size();
+    const size_t count = inputs.size() + outputs.size() + plan_->temporaries.size() + plan_->views.size();
     size_t axes = 0;
     for (const mx::array& a : inputs) axes += 2 * a.ndim();
     for (const mx::array& a : outputs) axes += a.ndim();
     for (const Operand& t : plan_->temporaries) axes += t.dims.size();
+    for (const View& view : plan_->views) axes += view.dims.size();
     shapes_.reserve(axes);
     strides_.reserve(axes);
     buffers_.reserve(count);
@@ -82,6 +90,13 @@ class Launch {
       }
       offsets_[buffers_.size()] = reserve(size * temporary.dtype.size());
       add_row_contiguous(shape, nullptr);
+    }
+    for (const View& view : plan_->views) {
+      mx::Shape shape;
+      for (const Dim& dim : view.dims) shape.push_back(static_cast<mx::ShapeElem>(dim.size(symbols_)));
+      const ap_array& base = buffers_[view.buffer];
+      const auto [kept, strides] = store(shape, mx::Strides(base.strides, base.strides + base.ndim));
+      buffers_.push_back({nullptr, kept, strides, base.ndim});
     }
     int64_t scratch = 0;
     for (const Step& step : plan_->steps) scratch = std::max(scratch, step.scratch_bytes(symbols_));
@@ -135,6 +150,8 @@ class Launch {
     for (size_t i = 0; i <= plan_->steps.size(); ++i) new (teams_ + i) ap_team;
     for (size_t i = 0; i < buffers_.size(); ++i)
       if (offsets_[i] != kExternal) buffers_[i].data = base + offsets_[i];
+    const size_t first_view = buffers_.size() - plan_->views.size();
+    for (size_t i = 0; i < plan_->views.size(); ++i) buffers_[first_view + i].data = buffers_[plan_->views[i].buffer].data;
     scratch_ = base + scratch_offset_;
     operands_.clear();
     for (const Step& step : plan_->steps) {

@@ -2,6 +2,7 @@
 // made once from Python and shared by every node that runs it; no Python object lives in it.
 #pragma once
 #include <cstdint>
+#include <memory>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -41,7 +42,19 @@ struct Operand {
   std::string name;
 };
 
-// One kernel call. `in` and `out` number the plan's buffers: inputs, then outputs, then temporaries.
+// Memory of another buffer under a smaller shape, with the strides that it has there: the filled part of a cache.
+struct View {
+  int32_t buffer;
+  std::vector<Dim> dims;
+};
+
+// Output `output` is input `input` with some elements written: in its memory where nobody else holds it, else in a copy.
+struct Update {
+  int32_t output;
+  int32_t input;
+};
+
+// One kernel call. `in` and `out` number the plan's buffers: inputs, then outputs, then temporaries, then views.
 struct Step {
   ap_kernel kernel;
   std::vector<int32_t> in;
@@ -63,6 +76,8 @@ struct Plan {
   std::vector<Operand> inputs;
   std::vector<Operand> outputs;
   std::vector<Operand> temporaries;
+  std::vector<View> views;
+  std::vector<Update> updates;
   std::vector<mx::Dtype> output_dtypes;
   int32_t threads;          // 0 for the module's default
   std::vector<bool> sizes;  // of each symbol that the plan names, whether it is a size; kernels may read more symbols
@@ -91,6 +106,13 @@ struct Plan {
     return shapes;
   }
 };
+
+// How many arrays share the description of `array`: 1 when nobody but the given one knows it. MLX asks the same of its
+// own arrays (is_donatable) but offers no count; an array is nothing but a shared pointer to its description.
+inline long owners(const mx::array& array) {
+  static_assert(sizeof(mx::array) == sizeof(std::shared_ptr<void>));
+  return reinterpret_cast<const std::shared_ptr<void>&>(array).use_count();
+}
 
 inline int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -164,8 +186,17 @@ inline void Plan::bind(const std::vector<mx::array>& arrays, std::vector<int64_t
 }
 
 inline void Plan::validate() const {
-  const auto buffers = static_cast<int32_t>(inputs.size() + outputs.size() + temporaries.size());
+  const auto buffers = static_cast<int32_t>(inputs.size() + outputs.size() + temporaries.size() + views.size());
   const auto num_inputs = static_cast<int32_t>(inputs.size());
+  const auto results = static_cast<int32_t>(buffers - views.size());
+  for (const View& view : views)
+    if (view.buffer < 0 || view.buffer >= results) detail::fail(*this, "a view of a buffer that does not exist");
+  for (const Update& update : updates)
+    if (update.input >= 0 && update.input < num_inputs && inputs[update.input].layout != Layout::kAny)
+      detail::fail(*this, "an updated input may have any strides: declare it so");
+    else if (update.output < 0 || update.output >= static_cast<int32_t>(outputs.size()) || update.input < 0 ||
+        update.input >= num_inputs)
+      detail::fail(*this, "an update of an output or input that does not exist");
   for (size_t i = 0; i < steps.size(); ++i) {
     const std::string label = "step " + std::to_string(i);
     if (steps[i].kernel == nullptr) detail::fail(*this, label + ": the function's address is 0");

@@ -9,24 +9,32 @@ namespace autoperfect {
 
 class Sequence : public mx::Primitive {
  public:
-  Sequence(mx::Stream stream, std::shared_ptr<const Plan> plan, std::vector<int64_t> symbols)
-      : Primitive(stream), plan_(std::move(plan)), symbols_(std::move(symbols)) {}
+  // `in_place`: the inputs that the plan updates belong to this node alone.
+  Sequence(mx::Stream stream, std::shared_ptr<const Plan> plan, std::vector<int64_t> symbols, bool in_place)
+      : Primitive(stream), plan_(std::move(plan)), symbols_(std::move(symbols)), in_place_(in_place) {}
 
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
     // Under a shapeless mx.compile the inputs may differ from those that the node was made with.
     std::vector<int64_t> symbols = symbols_;
     plan_->bind(inputs, symbols);
+    std::vector<bool> shared(outputs.size());
+    for (const Update& update : plan_->updates) {
+      const mx::array& input = inputs[update.input];
+      if (!in_place_ || !input.flags().row_contiguous) continue;
+      outputs[update.output].copy_shared_buffer(input);
+      shared[update.output] = true;
+    }
     size_t bytes = 0;
-    for (mx::array& output : outputs) {
-      output.set_data(mx::allocator::malloc(output.nbytes()));
-      bytes += output.nbytes();
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      if (!shared[i]) outputs[i].set_data(mx::allocator::malloc(outputs[i].nbytes()));
+      bytes += outputs[i].nbytes();
     }
     if (bytes == 0) return;
     used_streams().note(stream());
     auto& encoder = mx::cpu::get_command_encoder(stream());
     for (const mx::array& input : inputs) encoder.set_input_array(input);
     for (mx::array& output : outputs) encoder.set_output_array(output);
-    auto launch = std::make_shared<Launch>(plan_, std::move(symbols), inputs, outputs);
+    auto launch = std::make_shared<Launch>(plan_, std::move(symbols), inputs, outputs, shared);
     encoder.dispatch([launch = std::move(launch)]() { launch->run(); });
   }
 
@@ -59,7 +67,7 @@ class Sequence : public mx::Primitive {
 
   bool is_equivalent(const mx::Primitive& other) const override {
     const auto& that = static_cast<const Sequence&>(other);
-    return plan_ == that.plan_ && symbols_ == that.symbols_;
+    return plan_ == that.plan_ && symbols_ == that.symbols_ && plan_->updates.empty();
   }
 
  private:
@@ -69,6 +77,7 @@ class Sequence : public mx::Primitive {
 
   std::shared_ptr<const Plan> plan_;
   std::vector<int64_t> symbols_;
+  bool in_place_;
 };
 
 }  // namespace autoperfect
