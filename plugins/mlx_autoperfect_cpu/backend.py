@@ -17,6 +17,7 @@ from mlx_autoperfect.kernel.ir import AttentionAnchor, Gemm, Kernel, MatVec
 from mlx_autoperfect_cpu.build import TEMPLATES, Library, SourceUnit, _digest_headers
 from mlx_autoperfect_cpu.extension import Backend as Native
 from mlx_autoperfect_cpu.extension import load_backend
+from mlx_autoperfect_cpu.headers import find_headers
 from mlx_autoperfect_cpu.render import ENTRY, SYMBOL, render
 
 
@@ -86,6 +87,16 @@ class CpuBackend:
     def status(self) -> Failure | None:
         state = load_backend()
         return state if isinstance(state, Failure) else None
+
+    def describe(self) -> dict[str, str]:
+        """What ``mlx-autoperfect doctor`` prints of a backend that works."""
+        tools, headers = self._native.toolchain, find_headers()
+        return {
+            "compiler": f"{tools.compiler} ({tools.version})",
+            "instruction set": tools.isa,
+            "threads": str(self._native.module.threads()),
+            "headers": headers.detail if isinstance(headers, Failure) else headers.versions,
+        }
 
     def fingerprint(self) -> str:
         parts = (self._native.toolchain.fingerprint, _digest_headers((TEMPLATES,)), version("mlx"))

@@ -24,7 +24,25 @@ FUNCTIONS: dict[str, Callable[[mx.array], Any]] = {
     **{
         name: getattr(mx, name)
         for name in (
-            ["negative", "exp", "log", "tanh", "erf", "sigmoid", "square", "abs", "sin", "cos", "log1p", "expm1", "sqrt", "rsqrt", "reciprocal", "log2", "log10"]
+            [
+                "negative",
+                "exp",
+                "log",
+                "tanh",
+                "erf",
+                "sigmoid",
+                "square",
+                "abs",
+                "sin",
+                "cos",
+                "log1p",
+                "expm1",
+                "sqrt",
+                "rsqrt",
+                "reciprocal",
+                "log2",
+                "log10",
+            ]
         )
     },
     "clip": lambda x: mx.clip(x, 0.5, 1.5),

@@ -85,7 +85,7 @@ _BODIES: dict[str, tuple[Any, str, Reason, str]] = {
     "host sync": (lambda s, x, m, c: x * s.proj(x).sum().item(), "decode", Reason.NOT_TRACEABLE, "eval"),
     "raises": (lambda s, x, m, c: x[{}], "decode", Reason.NOT_TRACEABLE, "Error"),
     "sorts": (lambda s, x, m, c: mx.argsort(x).astype(x.dtype), "decode", Reason.UNSUPPORTED_PRIMITIVE, "Sort"),
-    "64 bit": (lambda s, x, m, c: x.astype(mx.uint64).astype(x.dtype), "decode", Reason.UNSUPPORTED_PRIMITIVE, "uint64"),
+    "64 bit": (lambda s, x, m, c: x.astype(mx.uint64) + x, "decode", Reason.UNSUPPORTED_PRIMITIVE, "uint64"),
     "reads the cache": (lambda s, x, m, c: x * c.keys.sum(), "decode", Reason.UNSUPPORTED_CACHE, "cache.keys"),
     "trims the cache": (lambda s, x, m, c: x * c.trim(1), "decode", Reason.UNSUPPORTED_CACHE, "cache.trim"),
     "one op per row": (_by_row, "prefill", Reason.SHAPE_NOT_SYMBOLIC, "number of operations"),
@@ -226,7 +226,7 @@ def test_a_trace_reads_no_weights() -> None:
     capture(model, REGIMES["decode"])
     assert mx.get_peak_memory() - before < embedding // 4
     mx.eval(model.model.embed_tokens.weight)
-    assert mx.get_peak_memory() - before >= embedding
+    assert mx.get_peak_memory() - before > 0.9 * embedding, "memory is measured here"
 
 
 def test_compilation_that_the_user_switched_off_stays_off() -> None:

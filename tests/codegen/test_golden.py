@@ -56,7 +56,9 @@ def test_regions(decode: dict[str, Partition], golden: Golden) -> None:
     for what, cut in decode.items():
         for region in cut.regions:
             head = f"{what}: {region.name} ({region.kind}) {region.signature}"
-            parts.append((head, f"{', '.join(region.inputs)} -> {', '.join(region.outputs)}\n{print_graph(region.graph)}"))
+            parts.append(
+                (head, f"{', '.join(region.inputs)} -> {', '.join(region.outputs)}\n{print_graph(region.graph)}")
+            )
         fused = [f"{f.first} + {f.second} ({f.saving.launches}, {f.saving.traffic})" for f in cut.fusions]
         parts.append((f"{what}: fused", "\n".join(fused) + "\n"))
         parts.append((f"{what}: refused", "\n".join(map(str, cut.refused)) + "\n"))

@@ -1,4 +1,4 @@
-"""Rendering for the CPU: deterministic, shared where kernels are equal, refused with a reason where there is no template."""
+"""Rendering for the CPU: deterministic, shared by kernels that differ in sizes, refused where there is no template."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from mlx_autoperfect_cpu.render import SPELLING, render
 from tests.kernel.test_machine import SPECS
 from tests.models import Spec, regions_of
 
+DEFAULT = Spec()
 
-def _kernel(name: str, spec: Spec = Spec(), many_rows: bool = False) -> Kernel:
+
+def _kernel(name: str, spec: Spec = DEFAULT, many_rows: bool = False) -> Kernel:
     region = next(r for label, r in regions_of(spec) if r.name == name and label.startswith("prefill"))
     kernel = lower(region, many_rows=many_rows)
     assert isinstance(kernel, Kernel)
@@ -101,7 +103,9 @@ def test_a_format_without_a_template_is_refused(type_: Any, words: str) -> None:
     assert words in failure.detail
 
 
-ENV = RowEnvironment(lambda load: f"load({load.operand})", "spill({0});", "reload()", lambda r: "rotate();", "put({0});")
+ENV = RowEnvironment(
+    lambda load: f"load({load.operand})", "spill({0});", "reload()", lambda rotate: "rotate();", "put({0});"
+)
 
 
 def test_a_reduction_is_a_loop_of_its_own() -> None:

@@ -71,7 +71,9 @@ def by_oracle(region: Region, inputs: list[Array], params: Mapping[str, Array]) 
     return run_on_float64(region.graph, inputs, params)
 
 
-def by_machine(region: Region, inputs: list[Array], params: Mapping[str, Array], many_rows: bool = False) -> list[Array]:
+def by_machine(
+    region: Region, inputs: list[Array], params: Mapping[str, Array], many_rows: bool = False
+) -> list[Array]:
     """The region's kernel on the reference machine; a region without a kernel by the oracle."""
     kernel = lower(region, many_rows=many_rows)
     if isinstance(kernel, Failure):

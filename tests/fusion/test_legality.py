@@ -188,6 +188,8 @@ def test_kinds(line: str, kind: RegionKind) -> None:
 
 
 def test_a_saving_counts_bytes_and_launches() -> None:
-    (fusion,) = cut("in %x: f16[1,64]", "%a: f16[1,64] = silu(%x)", "%b: f16[1,64] = unary(%a) {fn=exp}", "out %b").fusions
+    (fusion,) = cut(
+        "in %x: f16[1,64]", "%a: f16[1,64] = silu(%x)", "%b: f16[1,64] = unary(%a) {fn=exp}", "out %b"
+    ).fusions
     assert (fusion.first, fusion.second) == ("%a", "%b")
     assert (fusion.saving.launches, fusion.saving.traffic) == (1, 2 * 2 * 64)

@@ -16,9 +16,7 @@ from tests.models import FAMILIES, LLAMA3_SCALING, REGIMES, Spec, build, canonic
 
 CAPTURED = (
     *(Spec(family) for family in FAMILIES),
-    Spec(
-        "llama", "bfloat16", None, (("rope_scaling", LLAMA3_SCALING), ("tie_word_embeddings", False)), label="llama3"
-    ),
+    Spec("llama", "bfloat16", None, (("rope_scaling", LLAMA3_SCALING), ("tie_word_embeddings", False)), label="llama3"),
 )
 
 

@@ -73,7 +73,10 @@ def test_a_refusal_says_why(name: str) -> None:
     assert failures[0].where
 
 
-def _kernel(name: str, regime: str = "prefill", spec: Spec = Spec()) -> Kernel:
+DEFAULT = Spec()
+
+
+def _kernel(name: str, regime: str = "prefill", spec: Spec = DEFAULT) -> Kernel:
     region = next(r for label, r in regions_of(spec) if r.name == name and label.startswith(regime))
     kernel = lower(region)
     assert isinstance(kernel, Kernel)

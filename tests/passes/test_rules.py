@@ -1,4 +1,4 @@
-"""One test per rewrite rule, on what real MLX functions trace to: same values after, and near misses stay as they are."""
+"""One test per rewrite rule, on what real MLX functions trace to: same values after; near misses stay as they are."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from mlx_autoperfect.errors import Reason, SettingsError, UnavailableError
 from mlx_autoperfect.hookspecs import Backend
 from mlx_autoperfect.settings import Settings
 from tests.models import Spec, build, same_bits, tokens_of
-from tests.pipeline.e2e import LLAMA, QWEN3, close
+from tests.pipeline.e2e import LLAMA, QWEN3, UNTIED, close
 
 
 class Layer(nn.Module):
@@ -87,7 +87,7 @@ def _three_bits() -> nn.Module:
 
 
 def _large_heads() -> nn.Module:
-    return build(Spec("llama", "float32", (8, 32), (("head_dim", 264),)))
+    return build(Spec("qwen3", "float32", (8, 64), (("head_dim", 320), UNTIED)))
 
 
 # name -> (model, a reason that must be reported)
@@ -174,9 +174,7 @@ def test_analyze_patches_nothing(cpu: Backend) -> None:
 
 
 def test_equal_layers_share_kernels(cpu: Backend) -> None:
-    two, four = (
-        analyze(build(Spec("llama", "float16", (4, 32), (("num_hidden_layers", n),))))[0] for n in (2, 4)
-    )
+    two, four = (analyze(build(Spec("llama", "float16", (4, 32), (("num_hidden_layers", n),))))[0] for n in (2, 4))
     assert set(two.outcomes) == set(four.outcomes)
     assert len(four.blocks) == 4
 

@@ -22,6 +22,7 @@ from mlx_autoperfect.kernel.lower import lower
 from mlx_autoperfect_cpu.render import render
 from tests.models import Spec, regions_of
 
+DEFAULT = Spec()
 _TEMPLATES = Path(mlx_autoperfect_cpu.__file__).parent / "templates"
 
 
@@ -82,7 +83,7 @@ class Mutation:
     old: str
     new: str
     reasons: frozenset[Reason]
-    spec: Spec = Spec()
+    spec: Spec = DEFAULT
     inline: tuple[str, ...] = ()
     make: Callable[[], Candidate] | None = None
 
