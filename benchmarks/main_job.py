@@ -156,6 +156,7 @@ def main() -> None:
         record["bf16"] = interleaved(bf16_folder(folder), None, args.threads, args.rounds, args.stock_rounds)
     record["seconds"] = time.perf_counter() - started
     record["summary"] = summarize(record)
+    record["tables"] = tables(record)
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"main_job-{record['date'][:10]}-{args.threads}t.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
@@ -195,6 +196,43 @@ def summarize(record: dict[str, Any]) -> dict[str, float]:
         found["bf16_decode_tps"] = _median(bf16["patched"], "generation_tps")
         found["bf16_decode_over_stock"] = found["bf16_decode_tps"] / _median(bf16["stock"], "generation_tps")
     return found
+
+
+def tables(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the README shows of the record."""
+    s = record["summary"]
+    rows: list[list[Any]] = [
+        ["decode, tokens/s", s["stock_decode_tps"], s["decode_tps"], f"{s['decode_over_stock']:.0f}x"],
+        ["prompt, tokens/s", s["stock_prefill_tps"], s["prefill_tps"], f"{s['prefill_over_stock']:.0f}x"],
+    ]
+    if "bf16_decode_tps" in s:
+        stock = s["bf16_decode_tps"] / s["bf16_decode_over_stock"]
+        rows.append(["decode, bfloat16 weights", stock, s["bf16_decode_tps"], f"{s['bf16_decode_over_stock']:.1f}x"])
+    accuracy = record["accuracy"]
+    worst = [accuracy[name]["worst"] for name in ("stock", "patched")]
+    rows.append(["largest logit error against float64", *worst, f"{worst[1] / worst[0]:.2f}x"])
+    rows.append(["peak memory, GB", *_peaks(record), f"{s['peak_memory_over_stock']:.2f}x"])
+    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    note = (
+        f"{record['model']}; {record['device']['cpu']}, {record['threads']} threads; {versions}. "
+        f"Loading takes {s['extra_start_up_stored_s']:.2f} s more than stock once verdicts are stored, "
+        f"{s['first_start_s']:.0f} s the first time. "
+    )
+    if "decode_over_llama_cpp" in s:
+        note += (
+            f"In the same rounds llama.cpp's llama-bench, on the same weights and threads, decoded at "
+            f"{s['llama_cpp_decode_tps']:.0f} and read prompts at {s['llama_cpp_prefill_tps']:.0f} tokens/s: "
+            f"autoperfect is {s['decode_over_llama_cpp']:.2f}x and {s['prefill_over_llama_cpp']:.2f}x of that "
+            "(medians of neighbouring runs; llama-bench does not sample). "
+        )
+    note += "Stock was given 9 prompt tokens and 3 to generate, because it takes seconds for each."
+    columns = ["", "stock mlx-lm", "autoperfect", "ratio"]
+    return [{"title": "The main job on two CPU cores", "columns": columns, "rows": rows, "note": note}]
+
+
+def _peaks(record: dict[str, Any]) -> list[float]:
+    samples = record["samples"]
+    return [statistics.median(s["peak_memory_gb"] for s in samples[name]) for name in ("stock", "patched")]
 
 
 if __name__ == "__main__":
