@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from mlx_autoperfect.pipeline import ONE, Analysis, Pipeline, Progress, plans
 from mlx_autoperfect.runtime.assemble import Plan
 from mlx_autoperfect.runtime.dispatch import BlockRunner, Forwards, LeafRunner, RootRunner, disabled
 from mlx_autoperfect.runtime.functions import register_logsumexp
-from mlx_autoperfect.runtime.ledger import Ledger, original_call
+from mlx_autoperfect.runtime.ledger import Ledger, original_class, strip
 from mlx_autoperfect.settings import Settings
 from mlx_autoperfect.store.verdicts import VerdictStore
 
@@ -43,14 +42,17 @@ class Optimized:
     backend: Backend
     forwards: dict[str, Forwards]
 
+    def __deepcopy__(self, memo: object) -> None:
+        """A copy of a model is not optimized: what was prepared belongs to the original."""
 
-_STATE: dict[int, tuple[weakref.ref[nn.Module], Optimized]] = {}
+
+_STATE = "_autoperfect"
 
 
 def state_of(model: nn.Module) -> Optimized | None:
     """What was done to ``model``, if anything."""
-    entry = _STATE.get(id(model))
-    return entry[1] if entry is not None and entry[0]() is model else None
+    state: Optimized | None = vars(model).get(_STATE)
+    return state
 
 
 def choose_backend(settings: Settings, manager: Any) -> Backend:
@@ -129,17 +131,9 @@ def optimize(model: nn.Module, *, settings: Settings | None = None, progress: Pr
         ledger.restore()
         raise
     plugin_manager().hook.autoperfect_optimized(model=model)
-    _remember(model, Optimized(ledger, analysis, backend, forwards))
+    # Kept on the model, so that both go together; not through setattr, which has views on what a module may hold.
+    vars(model)[_STATE] = Optimized(ledger, analysis, backend, forwards)
     return model
-
-
-def _remember(model: nn.Module, state: Optimized) -> None:
-    key = id(model)
-
-    def forget(_: object) -> None:
-        _STATE.pop(key, None)
-
-    _STATE[key] = (weakref.ref(model, forget), state)
 
 
 def _patch(
@@ -164,11 +158,12 @@ def _patch(
             runner = runners.get(index)
             if runner is not None:
                 return runner.run
-            original, pair = original_call(analysis.blocks[index].module), pairs[index]
+            block, pair = analysis.blocks[index].module, pairs[index]
+            original = original_class(block).__call__
 
             def stock(h: Any, cache: Any) -> Any:
                 args, kwargs = pair[h.shape[1] > 1].bind(cache)
-                return original(h, *args, **kwargs)
+                return original(block, h, *args, **kwargs)
 
             return stock
 
@@ -185,8 +180,9 @@ def _patch(
         if shared:
             forwards = _bound(path, shared, module)
             forwards.one = forwards.few
-            width = _width(analysis, what)
-            ledger.patch(module, LeafRunner(module, forwards, width).call())
+            x = _input_type(analysis, what)
+            assert isinstance(x.shape[-1], int)
+            ledger.patch(module, LeafRunner(module, forwards, x.shape[-1], x.dtype.mlx).call())
             table[path] = forwards
     return table
 
@@ -203,16 +199,16 @@ def _offer_logsumexp(analysis: Analysis, backend: Backend) -> None:
     if shared:
         forwards = _bound("sampling", shared, nn.Module())
         forwards.one = forwards.few
-        x = analysis.graphs["logsumexp", "few"].partition.graph.inputs[0][1]
-        assert isinstance(x, ArrayType) and isinstance(x.shape[-1], int)
+        x = _input_type(analysis, "logsumexp")
+        assert isinstance(x.shape[-1], int)
         register_logsumexp(x.dtype.mlx, x.shape[-1], forwards)
 
 
-def _width(analysis: Analysis, what: str) -> int:
-    captured = analysis.graphs[what, "few"]
-    shape = captured.partition.graph.inputs[0][1].shape
-    assert isinstance(shape[-1], int)
-    return shape[-1]
+def _input_type(analysis: Analysis, what: str) -> ArrayType:
+    """Type of the rows that a one-op graph takes."""
+    x = analysis.graphs[what, "few"].partition.graph.inputs[0][1]
+    assert isinstance(x, ArrayType)
+    return x
 
 
 def restore(model: nn.Module) -> nn.Module:
@@ -220,7 +216,8 @@ def restore(model: nn.Module) -> nn.Module:
     state = state_of(model)
     if state is not None:
         state.ledger.restore()
-        del _STATE[id(model)]
+        del vars(model)[_STATE]
+    strip(model)
     return model
 
 

@@ -198,12 +198,12 @@ class Pipeline:
         for variant in (ONE, FEW):
             try:
                 root = capture_root(model, [block.module for block in self.analysis.blocks], variant.regime)
+                self._cut("root", "model", root.graph, variant)
+                if variant is FEW:
+                    self._cut("logsumexp", "sampling", logsumexp_graph(root.graph), variant)
             except CaptureError as error:
                 self._failed(error, f"model ({variant.regime.name})")
                 continue
-            self._cut("root", "model", root.graph, variant)
-            if variant is FEW:
-                self._cut("logsumexp", "sampling", logsumexp_graph(root.graph), variant)
             self.analysis.calls[variant.name] = root.calls
             self._capture_blocks(root, variant)
 
@@ -224,10 +224,9 @@ class Pipeline:
                 continue
             try:
                 graph = capture_block(block.module, call, variant.regime, block.path)
+                self._cut(what, block.path, graph, variant)
             except CaptureError as error:
                 self._failed(error, f"{block.path} ({variant.regime.name})")
-                continue
-            self._cut(what, block.path, graph, variant)
 
     def _failed(self, error: CaptureError, where: str) -> None:
         failure = error.failure

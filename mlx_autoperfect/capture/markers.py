@@ -157,10 +157,26 @@ _MODULES: tuple[tuple[type[nn.Module], str, ops.Op], ...] = (
 )
 
 
+def _compiles() -> bool:
+    """Whether ``mx.compile`` is in effect: MLX does not say, so a function is called twice and its runs are counted."""
+    runs = 0
+
+    def counted(x: mx.array) -> mx.array:
+        nonlocal runs
+        runs += 1
+        return x
+
+    compiled, x = mx.compile(counted), mx.zeros(1)
+    compiled(x)
+    compiled(x)
+    return runs == 1
+
+
 @contextmanager
 def marking(marker: Marker) -> Iterator[None]:
     """While open: fused ops and leaf modules mark their results, and ``mx.compile`` is transparent."""
     saved: list[tuple[Any, str, Any]] = []
+    compiles = _compiles()
 
     def replace(owner: Any, name: str, make: Callable[[Marker, Any], Any]) -> None:
         original = getattr(owner, name)
@@ -175,6 +191,7 @@ def marking(marker: Marker) -> Iterator[None]:
         mx.disable_compile()
         yield
     finally:
-        mx.enable_compile()
+        if compiles:
+            mx.enable_compile()
         for owner, name, original in reversed(saved):
             setattr(owner, name, original)

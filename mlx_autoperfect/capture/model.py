@@ -22,7 +22,15 @@ from mlx_autoperfect.capture.trace import Arrays, trace
 from mlx_autoperfect.errors import Reason
 from mlx_autoperfect.graph import ops
 from mlx_autoperfect.graph.graph import Graph
-from mlx_autoperfect.graph.spec import check_graph
+from mlx_autoperfect.graph.spec import SpecError, check_graph
+
+
+def _checked(graph: Graph) -> Graph:
+    """The graph, if it is one that later stages can rely on."""
+    try:
+        return check_graph(graph)
+    except SpecError as error:
+        raise CaptureError(Reason.NOT_REPRODUCED, f"the trace does not fit what we know of its ops: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -124,7 +132,7 @@ def capture_root(model: nn.Module, blocks: Sequence[nn.Module], regime: Regime) 
     (first, calls), (second, _) = (
         _trace_root(model, blocks, rows, keys) for rows, keys in zip(regime.rows, regime.keys, strict=True)
     )
-    return RootCapture(check_graph(generalize(first, second, regime.symbols)), calls)
+    return RootCapture(_checked(generalize(first, second, regime.symbols)), calls)
 
 
 def _trace_block(block: nn.Module, call: BlockCall, rows: int, keys: int, name: str) -> Graph:
@@ -149,7 +157,7 @@ def capture_block(block: nn.Module, call: BlockCall, regime: Regime, name: str) 
     first, second = (
         _trace_block(block, call, rows, keys, name) for rows, keys in zip(regime.rows, regime.keys, strict=True)
     )
-    return check_graph(generalize(first, second, regime.symbols))
+    return _checked(generalize(first, second, regime.symbols))
 
 
 def fingerprint(module: nn.Module) -> str:

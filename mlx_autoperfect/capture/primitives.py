@@ -12,7 +12,7 @@ from mlx_autoperfect.errors import Reason
 from mlx_autoperfect.graph import ops
 
 _SAME = {
-    "Negative": "neg", "Exp": "exp", "Log": "log", "Tanh": "tanh", "Erf": "erf", "Sigmoid": "sigmoid",
+    "Negative": "neg", "Exp": "exp", "Tanh": "tanh", "Erf": "erf", "Sigmoid": "sigmoid",
     "Square": "square", "Abs": "abs", "Sin": "sin", "Cos": "cos", "Log1p": "log1p", "Expm1": "expm1",
     "LogicalNot": "not",
 }  # fmt: skip
@@ -21,6 +21,8 @@ _PAIR = {
     "Power": "pow", "GreaterEqual": "ge", "Greater": "gt", "LessEqual": "le", "Less": "lt", "Equal": "eq",
     "NotEqual": "ne", "LogicalAnd": "and", "LogicalOr": "or", "LogAddExp": "logaddexp",
 }  # fmt: skip
+# Code of mlx::core::Log::Base for the natural logarithm; log2 and log10 are the same primitive.
+_LOG_E = 2
 # Codes of mlx::core::Reduce::ReduceType.
 _REDUCE = {2: "sum", 3: "prod", 4: "min", 5: "max"}
 
@@ -40,6 +42,12 @@ def _cast(p: Primitive) -> ops.Op:
     return ops.Cast(dtype)
 
 
+def _natural_log(p: Primitive) -> ops.Op:
+    if p.arguments[0] != _LOG_E:
+        raise _unsupported(p)
+    return ops.Unary("log")
+
+
 def _reduce(p: Primitive) -> ops.Op:
     code, axes = p.arguments
     if code not in _REDUCE:
@@ -54,6 +62,7 @@ def _reshape(p: Primitive) -> ops.Op:
 TABLE: dict[str, Callable[[Primitive], ops.Op]] = {
     **{name: _always(ops.Unary(fn)) for name, fn in _SAME.items()},
     **{name: _always(ops.Binary(fn)) for name, fn in _PAIR.items()},
+    "Log": lambda p: _natural_log(p),
     "Sqrt": lambda p: ops.Unary("rsqrt" if p.arguments[0] else "sqrt"),
     "Select": lambda p: ops.Select(),
     "AsType": _cast,

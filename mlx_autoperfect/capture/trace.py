@@ -47,6 +47,11 @@ class Trace:
     marker: Marker
 
 
+def _tables(module: nn.Module) -> list[mx.array]:
+    items = [item for part in module.modules() for item in (*part.items(), *vars(part).items())]
+    return [value for key, value in items if isinstance(value, mx.array) and key.startswith("_")]
+
+
 def _value(entry: Any) -> tuple[str, tuple[int, ...], Any]:
     name, shape, dtype = entry
     return name, tuple(shape), dtype
@@ -61,6 +66,8 @@ def trace(module: nn.Module, function: Callable[[Marker, Arrays], Arrays], argum
         CaptureError: the function cannot be traced; says why.
     """
     params: dict[str, mx.array] = dict(tree_flatten(module.parameters()))
+    # Tables that are no parameters are constants of the trace; one that is still a graph would be traced itself.
+    mx.eval(_tables(module))
     marker = Marker()
     events: list[dict[str, Any]] = []
 

@@ -152,8 +152,11 @@ class _Partitioner:
             for value in node.outputs:
                 sink = self._sink(value)
                 layout = layout_within(self.graph, value, sink) if sink != value else None
-                # A matrix product writes its result in order; the other kernels write any strides.
-                if layout is not None and (group.kind is not RegionKind.GEMM or layout.order_preserving):
+                # A matrix product writes its result in order; the other kernels write rows with any strides between.
+                if layout is None:
+                    continue
+                rows_whole = layout.shape[-1] == 1 or layout.strides[-1] == 1
+                if layout.order_preserving or (group.kind is not RegionKind.GEMM and rows_whole):
                     table[value] = sink
         return table
 

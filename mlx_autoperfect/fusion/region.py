@@ -104,9 +104,11 @@ def build_region(graph: Graph, members: Iterable[Node], kind: RegionKind, sinks:
         if base not in inside:
             needed[base] = None
     names: dict[str, str] = {}
-    inputs = [v for v in needed if v not in graph.param_of and v not in graph.constant_of]
+    # A table is data like any other to a kernel; only single numbers are written into it.
+    single = {c.value for c in graph.constants if len(c.data) == 1}
+    inputs = [v for v in needed if v not in graph.param_of and v not in single]
     params = [graph.param_of[v] for v in needed if v in graph.param_of]
-    constants = [graph.constant_of[v] for v in needed if v in graph.constant_of]
+    constants = [graph.constant_of[v] for v in needed if v in single]
     names.update((v, f"i{n}") for n, v in enumerate(inputs))
     names.update((p.value, f"w{n}") for n, p in enumerate(params))
     names.update((c.value, f"c{n}") for n, c in enumerate(constants))

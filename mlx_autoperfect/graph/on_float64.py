@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlx_autoperfect.dtypes import Affine
+from mlx_autoperfect.dtypes import Affine, DType
 from mlx_autoperfect.graph import ops
 from mlx_autoperfect.graph.graph import Constant, Graph, Param
 from mlx_autoperfect.graph.interpret import Effect, Handler, Symbols, run
@@ -86,7 +86,9 @@ _REDUCE: dict[str, Any] = {"sum": np.sum, "max": np.max, "min": np.min, "prod": 
 
 
 def _cast(op: ops.Cast, args: tuple[Array, ...], _: Symbols) -> Array:
-    return args[0] if op.dtype.is_float else args[0].astype(np.int64)
+    if op.dtype is DType.BOOL:
+        return args[0].astype(bool)
+    return args[0].astype(np.float64 if op.dtype.is_float else np.int64)
 
 
 def _rms_norm(op: ops.RmsNorm, args: tuple[Array, ...], _: Symbols) -> Array:

@@ -6,10 +6,10 @@ types differ is wrong, whoever made it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from mlx_autoperfect.dtypes import DType
+from mlx_autoperfect.dtypes import Affine, DType
 from mlx_autoperfect.graph import ops
 from mlx_autoperfect.graph.graph import Graph, Node
 from mlx_autoperfect.graph.types import ArrayType, Shape, Type, WeightType, product
@@ -24,6 +24,22 @@ class SpecError(AssertionError):
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise SpecError(message)
+
+
+def promote(dtypes: Iterable[DType]) -> DType:
+    """The dtype that MLX computes in: floats win over others, different floats meet in float32."""
+    found = list(dict.fromkeys(dtypes))
+    floats = [dtype for dtype in found if dtype.is_float]
+    if len(floats) > 1:
+        return DType.F32
+    return floats[0] if floats else found[0]
+
+
+def _dtype_of(type_: Any) -> DType:
+    if isinstance(type_, WeightType):
+        return type_.format.scale if isinstance(type_.format, Affine) else type_.format.dtype
+    dtype: DType = type_.dtype
+    return dtype
 
 
 def _broadcast(shapes: list[Shape]) -> Shape:
@@ -41,16 +57,16 @@ def _same_rows(op: Any, types: Types) -> Type:
     x = types[0]
     for extra in types[1:]:
         _require(extra.shape == x.shape[-1:], f"{op.name}: weight {extra} does not fit rows of {x}")
-    return ArrayType(x.dtype, x.shape)
+    return ArrayType(promote(map(_dtype_of, types)), x.shape)
 
 
 def _elementwise(op: Any, types: Types) -> Type:
     arrays = types[1:] if isinstance(op, ops.Select) else types
-    return ArrayType(arrays[0].dtype, _broadcast([t.shape for t in types]))
+    return ArrayType(promote(map(_dtype_of, arrays)), _broadcast([t.shape for t in types]))
 
 
 def _binary(op: ops.Binary, types: Types) -> Type:
-    dtype = DType.BOOL if op.fn in ops.COMPARISONS else types[0].dtype
+    dtype = DType.BOOL if op.fn in ops.COMPARISONS else promote(map(_dtype_of, types))
     return ArrayType(dtype, _broadcast([t.shape for t in types]))
 
 
@@ -66,7 +82,7 @@ def _linear(_: ops.Linear, types: Types) -> Type:
     _require(x.shape[-1] == weight.shape[1], f"linear: {x} does not fit {weight}")
     if len(types) > 2:
         _require(types[2].shape == (weight.shape[0],), f"linear: bias {types[2]} does not fit {weight}")
-    return ArrayType(x.dtype, (*x.shape[:-1], weight.shape[0]))
+    return ArrayType(promote(map(_dtype_of, types)), (*x.shape[:-1], weight.shape[0]))
 
 
 def _attention(_: ops.Attention, types: Types) -> Type:

@@ -128,7 +128,7 @@ def parse_graph(text: str) -> Graph:
                 outputs = _values(rest)
             else:
                 nodes.append(_parse_node(line, origin.strip()))
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"line {number} of the graph's text, {raw.strip()!r}: {error}") from error
     return Graph(name, tuple(inputs), tuple(params), tuple(constants), tuple(nodes), outputs)
 

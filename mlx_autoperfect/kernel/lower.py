@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from mlx_autoperfect.dtypes import DType
 from mlx_autoperfect.errors import Failure, Reason, Stage
 from mlx_autoperfect.fusion.region import Region, RegionKind
 from mlx_autoperfect.fusion.views import base_of, is_view, layout_of, layout_within
@@ -65,6 +66,8 @@ class _Writer:
             raise _Unsupported(Reason.UNSUPPORTED_OP, f"no kernel computes {op.fn}")
         if isinstance(op, ops.Rope):
             freqs = base_of(self.graph, node.inputs[2]) if len(node.inputs) > 2 else ""
+            if freqs and _array(self.graph, freqs).dtype is not DType.F32:
+                raise _Unsupported(Reason.UNSUPPORTED_OP, "frequencies that are not float32")
             arg = self.value(node.inputs[0])
             offset = base_of(self.graph, node.inputs[1])
             return self.builder.add(Rotate(arg, offset, op.dims, op.base, op.scale, op.traditional, freqs))

@@ -162,7 +162,8 @@ def _parse(reader: _Reader) -> Kernel:
     cls = _ANCHORS[anchor_name]
     values = _parse_attributes(cls, attributes)
     if issubclass(cls, Gemm):
-        reader.next()
+        if reader.next()[0] != "prologue":
+            raise ValueError("a matrix product has a prologue")
         values["prologue"] = reader.program()
     if issubclass(cls, Gemm | RowMap):
         job_cls: Any = GemmJob if issubclass(cls, Gemm) else RowJob

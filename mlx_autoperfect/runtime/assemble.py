@@ -28,8 +28,10 @@ from mlx_autoperfect.runtime.stages import (
     CacheStage,
     Forward,
     KernelStage,
+    OffsetStage,
     Stage,
     StockStage,
+    TableStage,
 )
 
 
@@ -165,8 +167,20 @@ class _Assembler:
         self.steps.append(lambda _: StockStage(run, (source,), (), (target,)))
         return target
 
+    def supply(self, values: Sequence[str]) -> None:
+        """Makes the constant tables among ``values`` available."""
+        for value in values:
+            if value in self.graph.constant_of and value not in self.index:
+                stage = TableStage(constant(self.graph.constant_of[value]), self.slot(value))
+                self.steps.append(lambda _, stage=stage: stage)  # type: ignore[misc]
+
     def stock(self, region: Region) -> None:
         """A region without a kernel runs on MLX."""
+        self.supply(region.inputs)
+        offset = self.graph.inputs[1][0] if len(self.graph.inputs) > 1 else ""
+        if offset in region.inputs and offset not in self.index:
+            result = self.slot(offset)
+            self.steps.append(lambda _: OffsetStage(result))
         values = tuple(self.slot(v) for v in region.inputs)
         results = tuple(self.slot(v) for v in region.outputs)
         run = _stock(region)
@@ -193,6 +207,7 @@ class _Assembler:
         needed = [v for r in regions for v in r.inputs] + [v for n in effects for v in n.inputs]
         wanted = {base_of(self.graph, v, self.sinks) for v in (*needed, *self.graph.outputs)}
         sequence = prepare(self.graph, done, wanted, self.backend)
+        self.supply(sequence.values)
         values = tuple(self.slot(v) for v in sequence.values)
         results = tuple(self.slot(v) for v in sequence.results)
         self.kernels += [item.region.name for item in done if isinstance(item, KernelItem)]

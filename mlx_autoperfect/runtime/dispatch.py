@@ -17,7 +17,7 @@ import mlx.nn as nn
 
 from mlx_autoperfect.capture.model import BlockCall, CacheArgument
 from mlx_autoperfect.kernel.ir import MatVec
-from mlx_autoperfect.runtime.ledger import original_call
+from mlx_autoperfect.runtime.ledger import original_class
 from mlx_autoperfect.runtime.stages import Forward
 
 LOG = logging.getLogger("mlx_autoperfect")
@@ -106,7 +106,8 @@ class BlockRunner:
         self.forwards = forwards
         self.calls = calls
         self.cache_types = cache_types
-        self.original = original_call(block)
+        self.dtype = calls[0].dtype
+        self.original: Callable[..., Any] = original_class(block).__call__
 
     def run(self, h: Any, cache: Any) -> Any:
         """The block on ``h[1,L,D]`` with a plain cache; guards are the caller's."""
@@ -114,7 +115,7 @@ class BlockRunner:
         forward = self.forwards.select(rows)
         if forward is None:
             args, kwargs = self.calls[rows > 1].bind(cache)
-            return self.original(h, *args, **kwargs)
+            return self.original(self.block, h, *args, **kwargs)
         offset = cache.offset
         try:
             return forward(h, [rows, offset, offset + rows, 0], (cache,))
@@ -123,7 +124,7 @@ class BlockRunner:
             # Rows appended before the failure are behind the offset again, and will be overwritten.
             cache.offset = offset
             args, kwargs = self.calls[rows > 1].bind(cache)
-            return self.original(h, *args, **kwargs)
+            return self.original(self.block, h, *args, **kwargs)
 
     def call(self) -> Callable[..., Any]:
         """The patched ``__call__``."""
@@ -131,11 +132,19 @@ class BlockRunner:
 
         def __call__(self: nn.Module, h: Any, *args: Any, **kwargs: Any) -> Any:
             shape = h.shape
-            if len(shape) == 3 and shape[0] == 1 and not self.training and not suspended():
+            # A copy of the module has our class, but what is prepared belongs to the module itself.
+            if (
+                self is runner.block
+                and len(shape) == 3
+                and shape[0] == 1
+                and h.dtype == runner.dtype
+                and not self.training
+                and not suspended()
+            ):
                 cache = _matches(runner.calls[shape[1] > 1], args, kwargs, runner.cache_types)
                 if cache is not None:
                     return runner.run(h, cache)
-            return runner.original(h, *args, **kwargs)
+            return runner.original(self, h, *args, **kwargs)
 
         return __call__
 
@@ -147,7 +156,8 @@ class RootRunner:
         self.forwards = forwards
         self.blocks = blocks
         self.cache_types = cache_types
-        self.original = original_call(model)
+        self.model = model
+        self.original: Callable[..., Any] = original_class(model).__call__
 
     def _plain(self, caches: Any) -> bool:
         return (
@@ -177,7 +187,8 @@ class RootRunner:
             caches = kwargs["cache"] if len(kwargs) == 1 and not args and "cache" in kwargs else None
             shape = tokens.shape
             if (
-                caches is not None
+                self is runner.model
+                and caches is not None
                 and len(shape) == 2
                 and shape[0] == 1
                 and shape[1] > 0
@@ -196,7 +207,7 @@ class RootRunner:
                         runner.forwards.drop(forward, error)
                         for cache, before in zip(caches, offsets, strict=True):
                             cache.offset = before
-            return runner.original(tokens, *args, **kwargs)
+            return runner.original(self, tokens, *args, **kwargs)
 
         return __call__
 
@@ -204,27 +215,30 @@ class RootRunner:
 class LeafRunner:
     """Runs one linear layer on any batch: rows are flattened, weights are the module's own."""
 
-    def __init__(self, module: nn.Module, forwards: Forwards, width: int) -> None:
+    def __init__(self, module: nn.Module, forwards: Forwards, width: int, dtype: Any) -> None:
+        self.module = module
         self.forwards = forwards
         self.width = width
-        self.original = original_call(module)
+        self.dtype = dtype
+        self.original: Callable[..., Any] = original_class(module).__call__
 
     def call(self) -> Callable[..., Any]:
         """The patched ``__call__``."""
         runner = self
 
         def __call__(self: nn.Module, x: Any) -> Any:
-            if self.training or suspended() or x.size == 0:
-                return runner.original(x)
+            guards = self is runner.module and x.dtype == runner.dtype and x.size > 0 and not self.training
+            if not guards or suspended():
+                return runner.original(self, x)
             rows = x.size // runner.width
             forward = runner.forwards.select(rows)
             if forward is None:
-                return runner.original(x)
+                return runner.original(self, x)
             try:
                 y = forward(x.reshape(rows, runner.width), [rows, 0, rows, 0], None)
             except Exception as error:  # as in BlockRunner.run
                 runner.forwards.drop(forward, error)
-                return runner.original(x)
+                return runner.original(self, x)
             return y.reshape(*x.shape[:-1], y.shape[-1])
 
         return __call__

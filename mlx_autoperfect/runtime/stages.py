@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import mlx.core as mx
+
 from mlx_autoperfect.hookspecs import Bound
 
 Values = list[Any]
@@ -76,6 +78,27 @@ class StockStage:
         params = [module[key] for module, key in self.params]
         for index, array in zip(self.results, self.run(arrays, params), strict=True):
             values[index] = array
+
+
+@dataclass(frozen=True, slots=True)
+class OffsetStage:
+    """The cache's offset as an array, for pieces that MLX runs."""
+
+    result: int
+
+    def __call__(self, values: Values, symbols: list[int], _: Any) -> None:
+        values[self.result] = mx.array(symbols[1], mx.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class TableStage:
+    """Supplies a constant table."""
+
+    table: mx.array
+    result: int
+
+    def __call__(self, values: Values, _: list[int], __: Any) -> None:
+        values[self.result] = self.table
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mlx_autoperfect.dtypes import Affine, DType
 from mlx_autoperfect.fusion.region import Region, RegionKind
+from mlx_autoperfect.graph.ops import Rope
 from mlx_autoperfect.graph.types import ArrayType, WeightType, evaluate_shape
 from mlx_autoperfect.kernel.ir import Kernel, MatMul
 
@@ -121,6 +122,7 @@ def _settings(region: Region, kernel: Kernel) -> tuple[Setting, ...]:
 def _inputs(rng: Rng, region: Region, kernel: Kernel, setting: Setting) -> dict[str, Any]:
     strided = {o.name for o in kernel.inputs if o.strided}
     symbols = {"L": setting.rows, "T": setting.keys}
+    tables = {node.inputs[2] for node in region.graph.nodes if isinstance(node.op, Rope) and len(node.inputs) > 2}
     found: dict[str, Any] = {}
     for name, type_ in region.graph.inputs:
         assert isinstance(type_, ArrayType)
@@ -128,7 +130,11 @@ def _inputs(rng: Rng, region: Region, kernel: Kernel, setting: Setting) -> dict[
             found[name] = setting.offset
             continue
         shape = evaluate_shape(type_.shape, symbols)
-        if name in strided:
+        if name in tables:
+            # Wavelengths as rotary embeddings have them, from 1 to thousands of positions.
+            growth = 10_000 ** (np.arange(shape[0]) / max(1, shape[0]))
+            found[name] = _mlx(growth * rng.uniform(1, 8, shape), type_.dtype)
+        elif name in strided:
             # As a cache hands them out: the first positions of a larger buffer, the rest poison.
             capacity = (setting.keys // 256 + 1) * 256
             whole = np.full((*shape[:2], capacity, shape[3]), np.nan)

@@ -81,7 +81,13 @@ class Verdict:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Verdict:
-        return cls(**data)
+        """Reads what ``to_json`` wrote. Raises ``ValueError`` or ``TypeError`` on anything else."""
+        verdict = cls(**data)
+        if not isinstance(verdict.reason, str):
+            raise TypeError(f"a verdict's reason is a text, not {verdict.reason!r}")
+        if verdict.reason:
+            Reason(verdict.reason)
+        return verdict
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ def autoperfect_caches(model: Any) -> Sequence[Any] | None:
     """The caches that mlx-lm makes for ``model``, one per block."""
     from mlx_lm.models.cache import make_prompt_cache
 
+    if not hasattr(model, "make_cache") and not hasattr(model, "layers"):
+        return None
     return list(make_prompt_cache(model))
 
 

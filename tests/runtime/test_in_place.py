@@ -133,3 +133,25 @@ def test_the_buffer_is_reused(pair: tuple[nn.Module, nn.Module]) -> None:
     for token in range(20):
         mx.eval(decode(patched, caches, [1 + token]))
     assert mx.get_peak_memory() - start < size / 4
+
+
+def test_inside_compile_the_buffers_are_copied(pair: tuple[nn.Module, nn.Module]) -> None:
+    """A compiled step may run again on the same arrays; it must find them as they were."""
+    _, patched = pair
+    caches = prefill(patched)
+    state = [array for cache in caches for array in (cache.keys, cache.values)]
+    mx.eval(state)
+    before = [np.array(array) for array in state]
+    offset = caches[0].offset
+
+    def step(token: mx.array, buffers: list[mx.array]) -> mx.array:
+        for i, cache in enumerate(caches):
+            cache.keys, cache.values, cache.offset = buffers[2 * i], buffers[2 * i + 1], offset
+        return patched(token, cache=caches)
+
+    compiled = mx.compile(step)
+    first = [compiled(mx.array([[5]]), state), compiled(mx.array([[6]]), state)]
+    mx.eval(first)
+    same([compiled(mx.array([[5]]), state)], [first[0]])
+    for x, array in zip(before, state, strict=True):
+        np.testing.assert_array_equal(x, np.array(array))

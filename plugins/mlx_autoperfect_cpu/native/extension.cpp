@@ -7,8 +7,8 @@
 #include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
-#include "mlx/utils.h"
 #include "append.h"
+#include "mlx/utils.h"
 #include "sequence.h"
 
 namespace nb = nanobind;
@@ -129,7 +129,10 @@ class PyPlan {
     for (const Update& update : plan_->updates)
       alone = alone && static_cast<size_t>(update.input) < count && Py_REFCNT(items[update.input]) <= 2 &&
               owners(to_array(nb::handle(items[update.input]), update.input)) == 1;
-    for (size_t i = 0; i < count; ++i) arrays.push_back(to_array(nb::handle(items[i]), arrays.size()));
+    for (size_t i = 0; i < count; ++i) {
+      arrays.push_back(to_array(nb::handle(items[i]), arrays.size()));
+      alone = alone && !arrays.back().is_tracer();  // a traced graph is run again, on arrays that are not known here
+    }
     return alone;
   }
 
@@ -180,6 +183,23 @@ class PyBound {
     own_ = plan_.plan().inputs.size() - params_.size();
   }
 
+  // Python's cycle collector: the modules of a model hold, through their patched calls, what is bound to them.
+  int traverse(visitproc visit, void* arg) const {
+    Py_VISIT(keep_.ptr());
+    for (const std::vector<Entry>* entries : {&params_, &guards_})
+      for (const Entry& entry : *entries) {
+        Py_VISIT(entry.owner.ptr());
+        Py_VISIT(entry.key.ptr());
+        Py_VISIT(entry.value.ptr());
+      }
+    return 0;
+  }
+
+  void clear() {
+    params_.clear();
+    guards_.clear();
+  }
+
   nb::list call(nb::handle inputs, nb::handle symbols, nb::handle stream) {
     for (const Entry& guard : guards_)
       if (find(guard.owner, guard.key).ptr() != guard.value.ptr())
@@ -218,6 +238,20 @@ class PyBound {
   size_t own_ = 0;
 };
 
+int traverse_bound(PyObject* self, visitproc visit, void* arg) {
+  Py_VISIT(Py_TYPE(self));
+  return nb::inst_ready(self) ? nb::inst_ptr<PyBound>(self)->traverse(visit, arg) : 0;
+}
+
+int clear_bound(PyObject* self) {
+  nb::inst_ptr<PyBound>(self)->clear();
+  return 0;
+}
+
+PyType_Slot bound_slots[] = {{Py_tp_traverse, reinterpret_cast<void*>(traverse_bound)},
+                             {Py_tp_clear, reinterpret_cast<void*>(clear_bound)},
+                             {0, nullptr}};
+
 void set_poison(std::optional<int32_t> pattern) {
   if (pattern && (*pattern < 0 || *pattern > 255)) throw std::invalid_argument("the pattern is a byte, 0 to 255");
   poison_byte = pattern.value_or(-1);
@@ -249,7 +283,7 @@ NB_MODULE(AP_MODULE_NAME, m) {
         return "Plan(" + plan.name + ", " + std::to_string(plan.steps.size()) + " steps, " +
                std::to_string(plan.inputs.size()) + " inputs, " + std::to_string(plan.outputs.size()) + " outputs)";
       });
-  nb::class_<PyBound>(m, "Bound")
+  nb::class_<PyBound>(m, "Bound", nb::type_slots(bound_slots))
       .def(nb::init<nb::object, const std::vector<nb::tuple>&, const std::vector<nb::tuple>&>(), "plan"_a, "params"_a,
            "guards"_a)
       .def("__call__", &PyBound::call, "inputs"_a, "symbols"_a = nb::tuple(), "stream"_a = nb::none());
