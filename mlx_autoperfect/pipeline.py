@@ -225,8 +225,19 @@ class Pipeline:
             try:
                 graph = capture_block(block.module, call, variant.regime, block.path)
                 self._cut(what, block.path, graph, variant)
+                self._same_hidden_state(graph, block, variant)
             except CaptureError as error:
                 self._failed(error, f"{block.path} ({variant.regime.name})")
+
+    def _same_hidden_state(self, graph: Graph, block: Block, variant: Variant) -> None:
+        """The root was traced as if blocks kept the hidden state's type; where one does not, its graph is no use."""
+        given, returned = graph.inputs[0][1], graph.types[graph.outputs[0]]
+        if given == returned:
+            return
+        for name in (variant.name, MANY.name if variant is FEW else variant.name):
+            self.analysis.graphs.pop(("root", name), None)
+        detail = f"it takes {given} and returns {returned}; the model is not run as a whole"
+        self._failed(CaptureError(Reason.DTYPE_RULE, detail), block.path)
 
     def _failed(self, error: CaptureError, where: str) -> None:
         failure = error.failure

@@ -99,6 +99,7 @@ def execute(
     for (name, type_), array in zip(graph.inputs, inputs, strict=True):
         values[name] = np.asarray(array)
         bind_symbols(type_.shape, values[name].shape, symbols)
+    values.update((c.value, c.array()) for c in graph.constants if len(c.data) > 1)
     regions = list(partition.regions)
     effects = [node for node in graph.nodes if node.op.kind is OpClass.EFFECT]
     views = [node for node in graph.nodes if is_view(node)]

@@ -43,10 +43,6 @@ REFUSED: dict[str, tuple[tuple[str, ...], Reason, str]] = {
     "power": (
         (_X, f"%y: {_T} = binary(%x, %x) {{fn=pow}}", "out %y"), Reason.UNSUPPORTED_OP, "no kernel computes pow",
     ),
-    "table of constants": (
-        ("in %x: f16[2,2]", "const %c: f16[2] = 1.0 2.0", "%y: f16[2,2] = binary(%x, %c) {fn=add}", "out %y"),
-        Reason.UNSUPPORTED_OP, "constant of 2 elements",
-    ),
     "one number per row": (
         (_X, "in %s: f16[1,L,1]", f"%y: {_T} = binary(%x, %s) {{fn=mul}}", "out %y"),
         Reason.UNSUPPORTED_LAYOUT, "operand of shape",

@@ -151,15 +151,16 @@ def test_a_copy_can_be_restored(cpu: Backend) -> None:
 
 def test_a_model_that_is_dropped_is_forgotten(cpu: Backend) -> None:
     import gc
+    import weakref
 
-    from mlx_autoperfect import api
+    from mlx_autoperfect.api import state_of
 
-    before = len(api._STATE)
     model = optimize(build(LLAMA))
-    assert len(api._STATE) == before + 1
+    state = weakref.ref(state_of(model))
+    assert state() is not None
     del model
     gc.collect()
-    assert len(api._STATE) == before
+    assert state() is None
 
 
 def test_weights_of_a_dropped_model_are_freed(cpu: Backend) -> None:
