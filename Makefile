@@ -4,7 +4,7 @@ PYTHON ?= python3
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := $(shell find mlx_autoperfect plugins model_profiles -type f ! -name '*.pyc')
+SOURCES := $(shell find mlx_autoperfect plugins -type f ! -name '*.pyc')
 # What an editable installation copies; a change needs a new installation.
 COPIED := pyproject.toml mlx_autoperfect.pth mlx_autoperfect.start
 

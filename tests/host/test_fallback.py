@@ -44,7 +44,7 @@ def test_a_core_that_failed_halfway_is_undone(installed) -> None:
 def test_a_bad_setting_is_one_line_in_the_cores_words(installed) -> None:
     code = (
         "import mlx_autoperfect\nfrom mlx_autoperfect.settings import Settings\n"
-        "mlx_autoperfect.optimize = lambda model: Settings.from_env()\n"
+        "mlx_autoperfect.optimize = lambda model, progress=None: Settings.from_env()\n"
         "from mlx_lm import load; print(load('m')[0].patched)"
     )
     result = installed.run("-c", code, fakes=("mlx_lm",), env={"AUTOPERFECT": "maybe"})
@@ -81,7 +81,7 @@ def test_a_command_that_cannot_be_imported_fails_as_in_stock(installed, bare, co
 
 def test_ctrl_c_while_optimizing_stops_like_ctrl_c(installed, tmp_path) -> None:
     core = tmp_path / "mlx_autoperfect.py"
-    core.write_text("def optimize(model):\n    raise KeyboardInterrupt\n")
+    core.write_text("def optimize(model, progress=None):\n    raise KeyboardInterrupt\n")
     script = installed.root / "bin" / "mlx_lm.generate"
     env = {"PYTHONPATH": f"{tmp_path}:{MLX_LM}"}
     result = installed.run(script, FLAG, env=env)

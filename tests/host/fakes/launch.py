@@ -6,7 +6,7 @@ import mlx_autoperfect
 from mlx_autoperfect.cli.run import run
 
 
-def optimize(model):
+def optimize(model, progress=None):
     print(f"CORE optimize {type(model).__name__}", file=sys.stderr)
     model.patched = True
     return model

@@ -3,5 +3,5 @@
 import sys
 
 
-def optimize(model, *, settings=None, log=None):
+def optimize(model, *, settings=None, progress=None):
     sys.exit(7)

@@ -3,7 +3,7 @@
 import sys
 
 
-def optimize(model, *, settings=None, log=None):
+def optimize(model, *, settings=None, progress=None):
     model.patched = True
     raise RuntimeError("first line\nsecond line")
 

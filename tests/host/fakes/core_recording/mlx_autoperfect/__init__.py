@@ -3,7 +3,7 @@
 import sys
 
 
-def optimize(model, *, settings=None, log=None):
+def optimize(model, *, settings=None, progress=None):
     print(f"CORE optimize {type(model).__name__}", file=sys.stderr, flush=True)
     object.__setattr__(model, "patched", True)
     return model
